@@ -1,0 +1,1 @@
+"""Networks and their registry: teachers, students and generators."""

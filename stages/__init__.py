@@ -1,0 +1,1 @@
+"""What a pipeline is made of: one module a stage, and the methods that the stages use."""

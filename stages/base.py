@@ -1,0 +1,158 @@
+"""What a stage is, as the engine sees it. No heavy import happens here or at the top of any stage's module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+
+class StageParams(BaseModel):
+    """Base of every stage's parameters: the keys under a stage in pipeline.yaml.
+
+    A field annotated with `Accepts` is an input: in YAML a reference such as `${teachers.ensemble}`, or a list of
+    them. A field annotated with `ReadsFile` is a path whose content belongs to the stage's key. Every other field
+    is a plain parameter. Ranges are declared with pydantic's Field, descriptions feed the JSON schema.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class Accepts:
+    """Marks a field of StageParams as an input: `Annotated[str, Accepts("ensemble")]`.
+
+    An optional input is `Annotated[str | None, Accepts(...)] = None`, several are `Annotated[tuple[str, ...], ...]`.
+
+    Args:
+        kinds: the kinds of artifact that may be handed over.
+    """
+
+    kinds: tuple[str, ...]
+
+    def __init__(self, *kinds: str) -> None:
+        object.__setattr__(self, "kinds", kinds)
+
+
+@dataclass(frozen=True)
+class ReadsFile:
+    """Marks a field (a path, or a tuple of them, relative to pipeline.yaml) as a file that the stage reads."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One output of a finished stage: a read-only directory of files of one kind."""
+
+    kind: str
+    path: Path
+
+
+class StageContext(Protocol):
+    """What the engine hands a running stage beside its parameters and inputs."""
+
+    @property
+    def seed(self) -> int:
+        """The one source of randomness, in [0, 2**31)."""
+        ...
+
+    @property
+    def accelerator(self) -> str:
+        """Where to train: `auto`, `cpu`, `cuda` or `mps`."""
+        ...
+
+    def output(self, name: str) -> Path:
+        """Return the empty directory that the output `name` is to be written into."""
+        ...
+
+    def file(self, path: str) -> Path:
+        """Return a ReadsFile path as an absolute one."""
+        ...
+
+    def progress(self, done: int, total: int, unit: str = "epoch", **metrics: float) -> None:
+        """Say that `done` of `total` units are finished, with the latest metrics."""
+        ...
+
+    def log(self, message: str) -> None:
+        """Write one line into the run's log."""
+        ...
+
+
+Rows = list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class TargetRecord:
+    """What validating one artifact on one device found: an entry of `targets` in report.json (see docs/report.md).
+
+    Args:
+        format: torch, integer-graph, onnx, openvino, tflite or c.
+        device: a name of `kdpipe ls devices`.
+        files: the deployable files as (path relative to the artifact, bytes).
+        accuracy: top-1 on the samples, in [0, 1].
+        samples: how many images were run.
+        baseline_accuracy: top-1 of the `baseline` input on the same images, in [0, 1].
+        latency_ms: {"median", "p95"}, or None on emulators.
+        parity: {"max_step_difference", "top1_agreement", "first_divergent_layer"} against the integer reference.
+    """
+
+    format: str
+    device: str
+    files: tuple[tuple[str, int], ...]
+    accuracy: float
+    samples: int
+    baseline_accuracy: float | None = None
+    latency_ms: Mapping[str, float] | None = None
+    instructions: int | None = None
+    cycles: int | None = None
+    flash_bytes: int | None = None
+    ram_bytes: int | None = None
+    parity: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage returns beside the files it wrote.
+
+    Args:
+        metrics: figures of the finished stage by name, JSON scalars.
+        history: training curves: by series ("teacher-0"), a list of rows such as {"epoch": 1, "loss": 0.7}.
+        target: of a validation, what it found.
+        figures: pictures for the report by caption: paths of PNG files inside the stage's outputs, as
+            "OUTPUT/file.png".
+    """
+
+    metrics: Mapping[str, float | int | str | bool] = field(default_factory=dict)
+    history: Mapping[str, Rows] = field(default_factory=dict)
+    target: TargetRecord | None = None
+    figures: Mapping[str, str] = field(default_factory=dict)
+
+
+Inputs = Mapping[str, Any]
+RunFunction = Callable[[Any, Inputs, StageContext], Outcome]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A kind of stage that pipeline.yaml can name under `uses`.
+
+    Args:
+        name: as in YAML: "teacher-ensemble".
+        summary: one line for `kdpipe ls stages`.
+        params: what YAML may set.
+        outputs: given the parameters, the outputs' kinds by name.
+        run: does the work. `inputs` has an Artifact for each input field that was set (a tuple of them for a tuple
+            field). A pure function of parameters, inputs and seed; it writes under `context.output(name)` only.
+        data_free: whether it must never be handed real data (an artifact of kind `split`), even indirectly named.
+        libraries: distributions whose version belongs to the stage's key.
+    """
+
+    name: str
+    summary: str
+    params: type[StageParams]
+    outputs: Callable[[Any], Mapping[str, str]]
+    run: RunFunction
+    data_free: bool = False
+    libraries: tuple[str, ...] = ("torch",)

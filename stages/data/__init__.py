@@ -1,0 +1,1 @@
+"""Data sources: each writes fixed train, validation and test splits."""

@@ -1,0 +1,1 @@
+"""Distillation losses, one module for each kind of knowledge in Gou et al.'s survey."""

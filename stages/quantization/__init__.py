@@ -1,0 +1,1 @@
+"""Quantizers, their insertion into a network, and quantization-aware training recipes."""

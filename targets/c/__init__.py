@@ -1,0 +1,1 @@
+"""The C target: generator, memory planner and kernels for microcontrollers."""

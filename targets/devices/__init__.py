@@ -1,0 +1,1 @@
+"""Devices and emulators on which an exported artifact is run and measured."""

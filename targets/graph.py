@@ -1,0 +1,289 @@
+"""The integer graph: the one deployable truth from which every target is written.
+
+A graph has one input, one output and a list of nodes in an order in which they can be computed. Tensors are named
+after the node that produces them; shapes leave out the batch and are channels first ([C, H, W] or [features]).
+A stored integer q stands for the real number `scale * (q - zero_point)`. `reference.py` computes the graph in
+NumPy and so defines every operator to the bit; the equations are in the operators' docstrings, where
+
+    requantize(a, s) = clamp(zero_point + multiply_by_quantized_multiplier(a, *quantize_multiplier(s)), qmin, qmax)
+
+with zero_point, qmin and qmax those of the node's output, and rounding that of the graph (`fixed_point.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdpipe.targets.errors import GraphError
+from kdpipe.targets.fixed_point import INT32_MAX, Rounding
+
+Pair = tuple[int, int]
+Padding = tuple[int, int, int, int]
+WEIGHT_BITS = (2, 3, 4, 8)
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How stored integers stand for real numbers: real = scale * (q - zero_point).
+
+    Args:
+        scale: the step, positive, exactly a float32 (the files store float32, so all agree on one number).
+        zero_point: the integer that stands for 0, in [qmin, qmax].
+        qmin: the smallest stored integer, at least -128.
+        qmax: the largest stored integer, at most 127. `qmax - qmin` is `2**bits - 1` for an activation of `bits`.
+    """
+
+    scale: float
+    zero_point: int
+    qmin: int = -128
+    qmax: int = 127
+
+    def __post_init__(self) -> None:
+        if not np.isfinite(self.scale) or self.scale <= 0:
+            raise GraphError(f"a scale must be positive and finite, got {self.scale}")
+        if float(np.float32(self.scale)) != self.scale:
+            raise GraphError(f"the scale {self.scale!r} is not a float32", remedy="Round it with float(np.float32(x))")
+        if not -128 <= self.qmin < self.qmax <= 127:
+            raise GraphError(f"the range [{self.qmin}, {self.qmax}] does not lie in [-128, 127]")
+        if not self.qmin <= self.zero_point <= self.qmax:
+            raise GraphError(f"the zero point {self.zero_point} lies outside [{self.qmin}, {self.qmax}]")
+
+    @property
+    def bits(self) -> int:
+        """The smallest number of bits that holds every stored integer."""
+        return (self.qmax - self.qmin).bit_length()
+
+    def quantize(self, real: NDArray[np.floating]) -> NDArray[np.int8]:
+        """Return clamp(zero_point + round_half_even(real / scale), qmin, qmax), computed in float32 as ONNX does."""
+        steps = np.rint(np.asarray(real, dtype=np.float32) / np.float32(self.scale))
+        stored: NDArray[np.int8] = np.clip(steps + self.zero_point, self.qmin, self.qmax).astype(np.int8)
+        return stored
+
+    def dequantize(self, stored: NDArray[np.integer]) -> NDArray[np.float32]:
+        """Return scale * (stored - zero_point) as float32."""
+        return (np.float32(self.scale) * (stored.astype(np.float32) - np.float32(self.zero_point))).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """Shape (without the batch) and quantization of an activation."""
+
+    shape: tuple[int, ...]
+    quantization: Quantization
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """Integer weights, symmetric (zero point 0), with one scale for each output channel.
+
+    Args:
+        values: int8; [O, I/groups, KH, KW] for a convolution, [O, I] for a linear layer. 2-bit weights are ternary,
+            {-1, 0, 1}; b-bit ones lie in [-(2**(b-1) - 1), 2**(b-1) - 1].
+        scales: float32 [O], positive and finite.
+        bits: the width at which they are stored, one of 2, 3, 4, 8.
+    """
+
+    values: NDArray[np.int8]
+    scales: NDArray[np.float32]
+    bits: int
+
+    def __post_init__(self) -> None:
+        if self.bits not in WEIGHT_BITS:
+            raise GraphError(f"weights of {self.bits} bits are not supported", remedy=f"Use one of {WEIGHT_BITS}")
+        if self.values.dtype != np.int8 or self.scales.dtype != np.float32:
+            raise GraphError(f"weights must be int8 with float32 scales, got {self.values.dtype}, {self.scales.dtype}")
+        if self.scales.shape != self.values.shape[:1]:
+            raise GraphError(f"{self.values.shape[0]} output channels but scales of shape {self.scales.shape}")
+        limit = 2 ** (self.bits - 1) - 1
+        if self.values.size and int(np.abs(self.values.astype(np.int16)).max()) > limit:
+            raise GraphError(f"a weight lies outside [-{limit}, {limit}], the range of {self.bits} bits")
+        if not (np.isfinite(self.scales).all() and (self.scales > 0).all()):
+            raise GraphError("a weight scale is zero, negative or not finite")
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes that the values alone need at their width."""
+        return (self.values.size * self.bits + 7) // 8
+
+
+@dataclass(frozen=True, eq=False)
+class Conv2d:
+    """2-D convolution; depthwise where `groups` equals the input's channels.
+
+    acc[o,y,x] = bias[o] + sum_{i,u,v} w[o,i,u,v] * (q[g(o)+i, y*stride+u*dilation-top, x*stride+v*dilation-left] - z)
+    out = requantize(acc, s_in * w.scales[o] / s_out); outside the input, q is its zero point z.
+
+    Args:
+        weight: [O, I/groups, KH, KW].
+        bias: int32 [O], in units of s_in * w.scales[o].
+        stride: (vertical, horizontal).
+        padding: (top, left, bottom, right).
+        dilation: (vertical, horizontal).
+        groups: divides both I and O.
+    """
+
+    weight: Weight
+    bias: NDArray[np.int32]
+    stride: Pair = (1, 1)
+    padding: Padding = (0, 0, 0, 0)
+    dilation: Pair = (1, 1)
+    groups: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """Fully connected: acc[o] = bias[o] + sum_i w[o,i] * (q[i] - z); out = requantize(acc, s_in * w.scales[o] / s_out).
+
+    Args:
+        weight: [O, I].
+        bias: int32 [O], in units of s_in * w.scales[o].
+    """
+
+    weight: Weight
+    bias: NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Add:
+    """Sum of two tensors of one shape, each with its own scale, as TFLite's reference kernel computes it.
+
+    With m = 2 * max(s_1, s_2): t_k = M((q_k - z_k) * 2**20, s_k / m), out = requantize(t_1 + t_2, m / (2**20 * s_out)),
+    where M multiplies by the quantized multiplier of its second argument with the graph's rounding.
+    """
+
+
+@dataclass(frozen=True)
+class MaxPool2d:
+    """Maximum over a window; the padding never wins. Input and output have one quantization."""
+
+    kernel: Pair
+    stride: Pair
+    padding: Padding = (0, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class AveragePool2d:
+    """Mean over a window, without padding; input and output have one quantization.
+
+    out = round(sum q / count), half away from zero, clamped to [qmin, qmax]. With `kernel` the whole map this is
+    the global mean. (TFLite's AVERAGE_POOL_2D rounds the stored integers, not q - z: so does this.)
+    """
+
+    kernel: Pair
+    stride: Pair
+
+
+@dataclass(frozen=True)
+class Flatten:
+    """[C, H, W] to [C * H * W], channels first; the integers stay as they are."""
+
+
+@dataclass(frozen=True)
+class Requantize:
+    """From one quantization to another: out = requantize(q - z, s_in / s_out)."""
+
+
+Operator = Conv2d | Linear | Add | MaxPool2d | AveragePool2d | Flatten | Requantize
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One operation. Its output tensor has the node's name.
+
+    Args:
+        name: unique in the graph; the module path it was lowered from where there is one ("layer1.0.conv1").
+        op: the operator and its constants.
+        inputs: the names of the tensors it reads (nodes', or the graph's input's).
+        output: type of what it produces.
+    """
+
+    name: str
+    op: Operator
+    inputs: tuple[str, ...]
+    output: TensorType
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """What was subtracted from and divided out of images in [0, 1] before the network saw them, per channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class IntegerGraph:
+    """A network in integers. Checked when built: see `GraphError` for what is refused.
+
+    Args:
+        name: a C identifier's characters; names the files' symbols.
+        input_name: name of the input tensor.
+        input: type of the input; real inputs are normalized images.
+        nodes: in an order in which each node's inputs come before it. The last node's output is the graph's.
+        rounding: `tflite` or `single`, see `fixed_point.py`.
+        class_names: one for each output, or empty.
+        normalization: of the input, where known.
+        metadata: further strings that travel with every export (artifact key, kdpipe version).
+    """
+
+    name: str
+    input_name: str
+    input: TensorType
+    nodes: tuple[Node, ...]
+    rounding: Rounding = "tflite"
+    class_names: tuple[str, ...] = ()
+    normalization: Normalization | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        from kdpipe.targets.graph_checks import check_graph
+
+        check_graph(self)
+
+    @property
+    def output_name(self) -> str:
+        """Name of the output tensor."""
+        return self.nodes[-1].name
+
+    @property
+    def output(self) -> TensorType:
+        """Type of the output."""
+        return self.nodes[-1].output
+
+    def tensor(self, name: str) -> TensorType:
+        """Return the type of the tensor called `name`; raise KeyError if there is none."""
+        if name == self.input_name:
+            return self.input
+        for node in self.nodes:
+            if node.name == name:
+                return node.output
+        raise KeyError(name)
+
+    def weights(self) -> Iterator[tuple[Node, Weight]]:
+        """Yield each node that has weights, with them."""
+        for node in self.nodes:
+            if isinstance(node.op, Conv2d | Linear):
+                yield node, node.op.weight
+
+
+def convolution_output_size(size: int, kernel: int, stride: int, before: int, after: int, dilation: int = 1) -> int:
+    """Return the number of output positions along one axis (0 or less where the window does not fit)."""
+    return (size + before + after - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def accumulator_bound(op: Conv2d | Linear, input_quantization: Quantization) -> int:
+    """Return the largest |accumulator| that any input can cause in any channel, partial sums included."""
+    reach = max(
+        input_quantization.qmax - input_quantization.zero_point, input_quantization.zero_point - input_quantization.qmin
+    )
+    magnitudes = np.abs(op.weight.values.astype(np.int64)).reshape(op.weight.values.shape[0], -1).sum(axis=1)
+    return int((magnitudes * reach + np.abs(op.bias.astype(np.int64))).max())
+
+
+def overflows_int32(bound: int) -> bool:
+    """Return whether an accumulator bounded by `bound` could leave the int32 range."""
+    return bound > INT32_MAX

@@ -1,0 +1,134 @@
+"""What makes an integer graph invalid: checked once, when the graph is built."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from kdpipe.targets.errors import GraphError
+from kdpipe.targets.fixed_point import quantize_multiplier
+from kdpipe.targets.graph import (
+    Add,
+    AveragePool2d,
+    Conv2d,
+    Flatten,
+    IntegerGraph,
+    Linear,
+    MaxPool2d,
+    Node,
+    Requantize,
+    TensorType,
+    accumulator_bound,
+    convolution_output_size,
+    overflows_int32,
+)
+
+
+def check_graph(graph: IntegerGraph) -> None:
+    """Raise GraphError, naming the layer, unless `graph` can be computed exactly as its operators say."""
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", graph.name):
+        raise GraphError(f"the graph's name {graph.name!r} is not an identifier")
+    if not graph.nodes:
+        raise GraphError("the graph has no nodes")
+    if graph.rounding not in ("tflite", "single"):
+        raise GraphError(f"unknown rounding {graph.rounding!r}", remedy="Use tflite or single")
+    known = {graph.input_name: graph.input}
+    for node in graph.nodes:
+        if node.name in known:
+            raise GraphError("two tensors have this name", where=f"layer {node.name}")
+        for name in node.inputs:
+            if name not in known:
+                raise GraphError(f"reads {name!r}, which nothing before it produces", where=f"layer {node.name}")
+        try:
+            _check_node(node, [known[name] for name in node.inputs])
+        except GraphError as error:
+            raise GraphError(error.message, where=f"layer {node.name}", remedy=error.remedy) from None
+        known[node.name] = node.output
+    if graph.class_names and (len(graph.class_names),) != graph.output.shape:
+        raise GraphError(f"{len(graph.class_names)} class names for an output of shape {graph.output.shape}")
+
+
+def _check_node(node: Node, inputs: list[TensorType]) -> None:
+    arity = 2 if isinstance(node.op, Add) else 1
+    if len(inputs) != arity:
+        raise GraphError(f"{type(node.op).__name__} takes {arity} inputs, not {len(inputs)}")
+    expected = _output_shape(node, inputs)
+    if node.output.shape != expected:
+        raise GraphError(f"its output has shape {node.output.shape}, but its operator gives {expected}")
+    if any(size < 1 for size in expected):
+        raise GraphError(f"its window does not fit the input of shape {inputs[0].shape}")
+    if isinstance(node.op, MaxPool2d | AveragePool2d | Flatten):
+        if node.output.quantization != inputs[0].quantization:
+            raise GraphError(f"{type(node.op).__name__} must keep its input's quantization")
+    elif isinstance(node.op, Conv2d | Linear):
+        _check_accumulation(node.op, inputs[0], node.output)
+    else:
+        for tensor in inputs:
+            _check_factor(tensor.quantization.scale / node.output.quantization.scale)
+
+
+def _check_accumulation(op: Conv2d | Linear, source: TensorType, output: TensorType) -> None:
+    if op.bias.dtype != np.int32 or op.bias.shape != op.weight.scales.shape:
+        raise GraphError(f"the bias must be int32 [{op.weight.scales.size}], got {op.bias.dtype} {op.bias.shape}")
+    bound = accumulator_bound(op, source.quantization)
+    if overflows_int32(bound):
+        raise GraphError(
+            f"its accumulator can reach {bound}, beyond int32",
+            remedy="Use fewer input channels, narrower weights or a smaller bias",
+        )
+    for scale in op.weight.scales:
+        _check_factor(source.quantization.scale * float(scale) / output.quantization.scale)
+
+
+def _check_factor(factor: float) -> None:
+    try:
+        quantize_multiplier(factor)
+    except ValueError as error:
+        raise GraphError(str(error), remedy="Check the scales on both sides of this layer") from None
+
+
+def _output_shape(node: Node, inputs: list[TensorType]) -> tuple[int, ...]:
+    op, shape = node.op, inputs[0].shape
+    if isinstance(op, Linear):
+        outputs, features = op.weight.values.shape
+        if shape != (features,):
+            raise GraphError(f"its weights take {features} features, its input has shape {shape}")
+        return (outputs,)
+    if isinstance(op, Add):
+        if inputs[1].shape != shape:
+            raise GraphError(f"adds tensors of shapes {shape} and {inputs[1].shape}")
+        return shape
+    if isinstance(op, Requantize):
+        return shape
+    if isinstance(op, Flatten):
+        return (int(np.prod(shape)),)
+    if len(shape) != 3:
+        raise GraphError(f"{type(op).__name__} takes [C, H, W], its input has shape {shape}")
+    channels, height, width = shape
+    if isinstance(op, Conv2d):
+        return _convolution_shape(op, channels, height, width)
+    top, left, bottom, right = op.padding if isinstance(op, MaxPool2d) else (0, 0, 0, 0)
+    if max(top, bottom) >= op.kernel[0] or max(left, right) >= op.kernel[1]:
+        raise GraphError(f"its padding {(top, left, bottom, right)} is not smaller than its window {op.kernel}")
+    return (
+        channels,
+        convolution_output_size(height, op.kernel[0], op.stride[0], top, bottom),
+        convolution_output_size(width, op.kernel[1], op.stride[1], left, right),
+    )
+
+
+def _convolution_shape(op: Conv2d, channels: int, height: int, width: int) -> tuple[int, ...]:
+    outputs, per_group, kernel_height, kernel_width = op.weight.values.shape
+    if per_group * op.groups != channels or outputs % op.groups:
+        raise GraphError(
+            f"weights of shape {op.weight.values.shape} in {op.groups} groups do not fit {channels} input channels"
+        )
+    if min(*op.stride, *op.dilation) < 1 or min(op.padding) < 0:
+        raise GraphError(f"stride {op.stride}, dilation {op.dilation} or padding {op.padding} is out of range")
+    top, left, bottom, right = op.padding
+    return (
+        outputs,
+        convolution_output_size(height, kernel_height, op.stride[0], top, bottom, op.dilation[0]),
+        convolution_output_size(width, kernel_width, op.stride[1], left, right, op.dilation[1]),
+    )
