@@ -63,9 +63,12 @@ def _check_node(node: Node, inputs: list[TensorType]) -> None:
             raise GraphError(f"{type(node.op).__name__} must keep its input's quantization")
     elif isinstance(node.op, Conv2d | Linear):
         _check_accumulation(node.op, inputs[0], node.output)
+    elif isinstance(node.op, Add):
+        twice_max = 2 * max(tensor.quantization.scale for tensor in inputs)
+        # Each input is at most 255 steps, shifted by 20 and scaled by at most a half.
+        _check_factor(twice_max / (2**20 * node.output.quantization.scale), 255 << 20)
     else:
-        for tensor in inputs:
-            _check_factor(tensor.quantization.scale / node.output.quantization.scale)
+        _check_factor(inputs[0].quantization.scale / node.output.quantization.scale, 255)
 
 
 def _check_accumulation(op: Conv2d | Linear, source: TensorType, output: TensorType) -> None:
@@ -78,14 +81,18 @@ def _check_accumulation(op: Conv2d | Linear, source: TensorType, output: TensorT
             remedy="Use fewer input channels, narrower weights or a smaller bias",
         )
     for scale in op.weight.scales:
-        _check_factor(source.quantization.scale * float(scale) / output.quantization.scale)
+        _check_factor(source.quantization.scale * float(scale) / output.quantization.scale, bound)
 
 
-def _check_factor(factor: float) -> None:
+def _check_factor(factor: float, bound: int) -> None:
+    """Refuse a factor that can't be applied, in int32 arithmetic, to integers of magnitude up to `bound`."""
+    remedy = "Check the scales on both sides of this layer"
     try:
-        quantize_multiplier(factor)
+        _, shift = quantize_multiplier(factor)
     except ValueError as error:
-        raise GraphError(str(error), remedy="Check the scales on both sides of this layer") from None
+        raise GraphError(str(error), remedy=remedy) from None
+    if shift > 0 and overflows_int32(bound << shift):
+        raise GraphError(f"requantizing {bound} by {factor:.6g} leaves int32", remedy=remedy)
 
 
 def _output_shape(node: Node, inputs: list[TensorType]) -> tuple[int, ...]:

@@ -1,0 +1,133 @@
+"""What an integer graph refuses, and that each refusal names the layer."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kdpipe.targets.errors import GraphError
+from kdpipe.targets.graph import (
+    Add,
+    AveragePool2d,
+    Conv2d,
+    Flatten,
+    IntegerGraph,
+    Linear,
+    MaxPool2d,
+    Node,
+    Quantization,
+    Requantize,
+    TensorType,
+    Weight,
+    accumulator_bound,
+)
+
+Q = Quantization(0.5, 0)
+INPUT = TensorType((2, 4, 4), Q)
+
+
+def weight(*shape: int, bits: int = 8, scale: float = 0.25) -> Weight:
+    return Weight(np.ones(shape, np.int8), np.full(shape[0], scale, np.float32), bits)
+
+
+def conv(**changes: Any) -> Conv2d:
+    fields: dict[str, Any] = {"weight": weight(3, 2, 3, 3), "bias": np.zeros(3, np.int32), "padding": (1, 1, 1, 1)}
+    return Conv2d(**(fields | changes))
+
+
+def graph(op: Any, shape: tuple[int, ...] = (3, 4, 4), quantization: Quantization = Q, **changes: Any) -> IntegerGraph:
+    fields: dict[str, Any] = {
+        "name": "net",
+        "input_name": "x",
+        "input": INPUT,
+        "nodes": (Node("conv", op, ("x",), TensorType(shape, quantization)),),
+    }
+    return IntegerGraph(**(fields | changes))
+
+
+def test_a_valid_graph_is_built() -> None:
+    built = graph(conv())
+    assert built.output_name == "conv"
+    assert built.tensor("x") is INPUT
+    assert [node.name for node, _ in built.weights()] == ["conv"]
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: graph(conv(), shape=(3, 2, 2)), "has shape"),
+        (lambda: graph(conv(bias=np.zeros(2, np.int32))), "bias must be int32"),
+        (lambda: graph(conv(bias=np.full(3, 2**31 - 1, np.int32))), "beyond int32"),
+        (lambda: graph(conv(weight=weight(3, 1, 3, 3))), "do not fit 2 input channels"),
+        (lambda: graph(conv(stride=(0, 1))), "out of range"),
+        (lambda: graph(conv(weight=weight(3, 2, 9, 9)), shape=(3, -2, -2)), "does not fit the input"),
+        (lambda: graph(conv(), quantization=Quantization(2.0**-40, 0)), "factor must be below"),
+        (lambda: graph(conv(bias=np.full(3, 2**24, np.int32)), quantization=Quantization(2.0**-14, 0)), "leaves int32"),
+        (lambda: graph(Linear(weight(3, 5), np.zeros(3, np.int32)), shape=(3,)), "take 5 features"),
+        (lambda: graph(MaxPool2d((2, 2), (2, 2)), (2, 2, 2), Quantization(0.25, 0)), "keep its input's quantization"),
+        (lambda: graph(MaxPool2d((2, 2), (2, 2), (2, 0, 0, 0)), (2, 3, 2)), "not smaller than its window"),
+        (lambda: graph(AveragePool2d((5, 5), (1, 1)), (2, 0, 0)), "does not fit"),
+        (lambda: graph(Flatten(), (3,)), "its operator gives"),
+        (lambda: graph(Requantize(), (2, 4, 4), Quantization(2.0**-26, 0)), "leaves int32"),
+        (lambda: graph(Add(), (2, 4, 4)), "takes 2 inputs"),
+    ],
+)
+def test_invalid_layers_are_refused_by_name(build: Callable[[], object], message: str) -> None:
+    with pytest.raises(GraphError, match=message) as refused:
+        build()
+    assert refused.value.where == "layer conv"
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: graph(conv(), name="a b"), "not an identifier"),
+        (lambda: graph(conv(), nodes=()), "no nodes"),
+        (lambda: graph(conv(), rounding="up"), "unknown rounding"),
+        (lambda: graph(conv(), class_names=("a",)), "class names"),
+        (lambda: graph(conv(), input_name="conv"), "two tensors have this name"),
+        (lambda: graph(conv(), input_name="y"), "nothing before it produces"),
+        (lambda: weight(1, 2, bits=5), "not supported"),
+        (lambda: weight(1, 2, scale=0.0), "scale is zero"),
+        (lambda: weight(1, 2, scale=float("nan")), "not finite"),
+        (lambda: Weight(np.full((1, 2), 2, np.int8), np.ones(1, np.float32), 2), "range of 2 bits"),
+        (lambda: Weight(np.full((1, 2), -128, np.int8), np.ones(1, np.float32), 8), "range of 8 bits"),
+        (lambda: Weight(np.ones((2, 2), np.int8), np.ones(1, np.float32), 8), "2 output channels"),
+        (lambda: Quantization(0.1, 0), "not a float32"),
+        (lambda: Quantization(0.0, 0), "positive"),
+        (lambda: Quantization(float("inf"), 0), "finite"),
+        (lambda: Quantization(0.5, 9, -8, 7), "zero point"),
+        (lambda: Quantization(0.5, 0, -129, 7), "does not lie"),
+    ],
+)
+def test_invalid_parts_are_refused(build: Callable[[], object], message: str) -> None:
+    with pytest.raises(GraphError, match=message):
+        build()
+
+
+def test_quantization_widths() -> None:
+    assert Quantization(1.0, 0).bits == 8
+    assert Quantization(1.0, 0, 0, 3).bits == 2
+    assert Quantization(1.0, -128, -128, -113).bits == 4
+
+
+def test_quantize_rounds_half_to_even_and_saturates() -> None:
+    stored = Quantization(0.5, 1).quantize(np.array([0.25, 0.75, -0.25, 1e9, -1e9]))
+    assert stored.tolist() == [1, 3, 1, 127, -128]
+
+
+def test_packed_bytes_count_only_the_values() -> None:
+    assert weight(3, 3, bits=2).packed_bytes == 3
+    assert weight(3, 3, bits=4).packed_bytes == 5
+
+
+def test_accumulator_bound_is_reached_by_the_worst_input() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.integers(-127, 128, (4, 10)).astype(np.int8)
+    bias = rng.integers(-1000, 1000, 4).astype(np.int32)
+    op = Linear(Weight(values, np.ones(4, np.float32), 8), bias)
+    bound = accumulator_bound(op, Quantization(1.0, -128))
+    worst = max(abs(int(values[o].astype(int).clip(min=0).sum() * 255 + bias[o])) for o in range(4))
+    assert bound >= worst
+    assert bound == max(int(abs(values[o].astype(int)).sum() * 255 + abs(int(bias[o]))) for o in range(4))
