@@ -39,7 +39,11 @@ class Accepts:
 
 @dataclass(frozen=True)
 class ReadsFile:
-    """Marks a field (a path, or a tuple of them, relative to pipeline.yaml) as a file that the stage reads."""
+    """Marks a field (a path, or a tuple of them, relative to pipeline.yaml) as a file that the stage reads.
+
+    The field may stand in a nested model too. The engine hashes the file's content into the stage's key; the stage
+    opens it as `context.file(path)`.
+    """
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,7 @@ class Stage:
             field). A pure function of parameters, inputs and seed; it writes under `context.output(name)` only.
         data_free: whether it must never be handed real data (an artifact of kind `split`), even indirectly named.
         libraries: distributions whose version belongs to the stage's key.
+        validates: whether it returns a TargetRecord, so that gates may be declared on it.
     """
 
     name: str
@@ -156,3 +161,4 @@ class Stage:
     run: RunFunction
     data_free: bool = False
     libraries: tuple[str, ...] = ("torch",)
+    validates: bool = False
