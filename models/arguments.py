@@ -1,0 +1,60 @@
+"""What each network may be told, as types that need no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class ModelArguments(BaseModel):
+    """Base of the arguments that a network takes beside its input's shape and its number of classes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ResNetArguments(ModelArguments):
+    """Arguments of `resnet`, for inputs of 8 to 64 pixels (see `kdpipe.models.resnet`)."""
+
+    depth: int = Field(default=20, ge=4, le=1202, description="layers: 2 + 2 * stages * blocks in a stage")
+    width: int = Field(default=16, ge=1, le=1024, description="channels of the first stage; each next one doubles")
+    stages: int = Field(default=3, ge=1, le=5, description="stages, each after the first at half the resolution")
+    shortcut: Literal["projection", "pad"] = Field(
+        default="projection", description="where the shape changes: 1x1 convolution and BN, or option A's zero channels"
+    )
+
+    @model_validator(mode="after")
+    def _check_depth(self) -> ResNetArguments:
+        blocks_in_a_stage(self.depth, self.stages)
+        return self
+
+
+def blocks_in_a_stage(depth: int, stages: int) -> int:
+    """Return how many blocks of two convolutions each stage of a ResNet of that depth has.
+
+    Raises:
+        ValueError: no whole number of blocks makes that depth.
+    """
+    blocks, rest = divmod(depth - 2, 2 * stages)
+    if rest or blocks < 1:
+        fitting = ", ".join(str(2 + 2 * stages * count) for count in range(1, 5))
+        raise ValueError(f"a resnet of {stages} stages can't have depth {depth}; depths that fit: {fitting}, ...")
+    return blocks
+
+
+class CnnArguments(ModelArguments):
+    """Arguments of `cnn`, a plain stack of 3x3 convolutions (see `kdpipe.models.cnn`)."""
+
+    channels: tuple[int, ...] = Field(
+        default=(16, 32, 64), min_length=1, max_length=16, description="channels of each 3x3 convolution"
+    )
+    reduce: Literal["stride", "max"] = Field(
+        default="stride", description="how every convolution but the first halves the map: stride 2 or max pooling"
+    )
+
+
+class DsCnnArguments(ModelArguments):
+    """Arguments of `ds-cnn`, depthwise-separable convolutions (see `kdpipe.models.ds_cnn`)."""
+
+    width: int = Field(default=64, ge=1, le=1024, description="channels of every layer")
+    blocks: int = Field(default=4, ge=1, le=16, description="depthwise-separable blocks after the first convolution")

@@ -1,0 +1,101 @@
+"""The networks that YAML can name, what each may be told, and how one is built. Importing this imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from kdpipe.models.arguments import CnnArguments, DsCnnArguments, ModelArguments, ResNetArguments
+from kdpipe.targets.errors import NetworkError, did_you_mean
+from kdpipe.targets.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import nn
+
+InputShape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A network that can be named.
+
+    Args:
+        summary: one line for `kdpipe ls models`.
+        constructor: "module:callable", called with `input_shape=(C, H, W)`, `classes=K` and the arguments.
+        arguments: the type of the arguments.
+        feature: given the arguments, the path of the module whose output is the last convolutional feature map.
+    """
+
+    summary: str
+    constructor: str
+    arguments: type[ModelArguments]
+    feature: Callable[[Any], str]
+
+    def build(self, *, input_shape: Sequence[int], classes: int, **arguments: Any) -> nn.Module:
+        """Build the network, its weights drawn from torch's global generator (seed it before).
+
+        Args:
+            input_shape: [C, H, W] of one image.
+            classes: number of logits.
+            **arguments: as the `arguments` type declares them.
+
+        Raises:
+            NetworkError: an argument is unknown or out of range, or the network does not fit the input.
+        """
+        module, _, name = self.constructor.partition(":")
+        channels, height, width = input_shape
+        if min(channels, height, width) < 1 or classes < 2:
+            raise NetworkError(f"a network needs an image and two classes, got {tuple(input_shape)} and {classes}")
+        network: nn.Module = getattr(import_module(module), name)(
+            input_shape=(channels, height, width), classes=classes, **self.check(arguments).model_dump()
+        )
+        return network
+
+    def check(self, arguments: dict[str, Any]) -> Any:
+        """Return the arguments as their type, defaults filled in.
+
+        Raises:
+            NetworkError: an argument is unknown or out of range.
+        """
+        try:
+            return self.arguments.model_validate(arguments)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            name = ".".join(str(part) for part in first["loc"])
+            if first["type"] == "extra_forbidden":
+                known = list(self.arguments.model_fields)
+                raise NetworkError(f"unknown argument {name!r}", remedy=did_you_mean(name, known)) from None
+            message = first["msg"].removeprefix("Value error, ")
+            raise NetworkError(f"{name}: {message}" if name else message) from None
+
+
+MODELS: Registry[ModelEntry] = Registry("model")
+
+MODELS.register("resnet")(
+    ModelEntry(
+        "ResNet for small images: 3x3 stem, stages of basic blocks, global mean (He et al. 2016, section 4.2)",
+        "kdpipe.models.resnet:ResNet",
+        ResNetArguments,
+        lambda arguments: f"layer{arguments.stages}",
+    )
+)
+MODELS.register("cnn")(
+    ModelEntry(
+        "plain stack of 3x3 convolutions, each with batch norm and ReLU, and global mean",
+        "kdpipe.models.cnn:Cnn",
+        CnnArguments,
+        lambda arguments: "features",
+    )
+)
+MODELS.register("ds-cnn")(
+    ModelEntry(
+        "depthwise-separable convolutions of one width, and global mean (Zhang et al. 2017, Hello Edge)",
+        "kdpipe.models.ds_cnn:DsCnn",
+        DsCnnArguments,
+        lambda arguments: "features",
+    )
+)
