@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from kdpipe.models.registry import MODELS
-from kdpipe.targets.errors import UsageError
+from kdpipe.targets.errors import UsageError, did_you_mean
+
+M = TypeVar("M", bound=BaseModel)
 
 
 class ModelChoice(BaseModel):
@@ -27,11 +31,39 @@ class ModelChoice(BaseModel):
             entry = MODELS[self.model]
         except UsageError as error:
             raise ValueError(str(error)) from None
-        # pydantic merges a nested ValidationError into its own, with each mistake's place
-        entry.arguments.model_validate(self.model_extra or {})
+        check_named(entry.arguments, self.model_extra or {}, f"argument of {self.model}")
         return self
 
     @property
     def arguments(self) -> dict[str, Any]:
         """The arguments with their defaults filled in."""
         return MODELS[self.model].arguments.model_validate(self.model_extra or {}).model_dump()
+
+
+def check_named(type_: type[M], values: Mapping[str, Any], what: str, *, path: tuple[str, ...] = ()) -> M:
+    """Check values with a type that was found by a name, from inside another type's validator.
+
+    Args:
+        type_: what the values must be.
+        values: by field.
+        what: what a field is, for messages: "argument of resnet".
+        path: where the values stand in the type that is being validated.
+
+    Raises:
+        ValidationError: every mistake at its place; pydantic merges it into the outer type's own.
+    """
+    try:
+        return type_.model_validate(values)
+    except ValidationError as error:
+        details = []
+        for line in error.errors(include_url=False):
+            place = (*path, *line["loc"])
+            if line["type"] == "extra_forbidden":
+                name = str(line["loc"][-1])
+                message = f"unknown {what} {name!r}. {did_you_mean(name, type_.model_fields)}"
+            else:
+                message = line["msg"].removeprefix("Value error, ")
+            # braces would be taken for placeholders
+            kind = PydanticCustomError("named", message.replace("{", "(").replace("}", ")"))  # type: ignore[arg-type]
+            details.append(InitErrorDetails(type=kind, loc=place, input=line["input"]))
+        raise ValidationError.from_exception_data(type_.__name__, details) from None

@@ -1,0 +1,101 @@
+"""The one training loop: a step function over batches, an optimizer on a schedule, a history of epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from kdpipe.stages.base import Rows
+from kdpipe.stages.training.schedules import Schedule
+from kdpipe.targets.errors import TrainingError
+
+B_co = TypeVar("B_co", covariant=True)
+B = TypeVar("B")
+Report = Callable[[int, Mapping[str, float]], None]
+
+
+class Batches(Protocol[B_co]):
+    """What can be iterated once an epoch and knows its number of batches."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[B_co]: ...
+
+
+def train(
+    batches: Batches[B],
+    step: Callable[[B], Mapping[str, Tensor]],
+    optimizer: Optimizer,
+    schedule: Schedule,
+    *,
+    epochs: int,
+    start_epoch: Callable[[int], None] | None = None,
+    evaluate: Callable[[], Mapping[str, float]] | None = None,
+    report: Report | None = None,
+) -> Rows:
+    """Minimize the sum of the terms that `step` returns.
+
+    Args:
+        batches: iterated anew in each epoch.
+        step: from a batch to scalar loss terms by name, their weights applied.
+        optimizer: of everything that is trained; its groups' present learning rates are the initial ones.
+        schedule: factor of the initial rates, given the share of all steps that is done.
+        epochs: passes over the batches.
+        start_epoch: called with the epoch's number (from 0) before it, to set modes or coefficients.
+        evaluate: called after each epoch; its figures join the row.
+        report: called after each epoch with the number of finished epochs and the row.
+
+    Returns:
+        A row an epoch: epoch (from 1), loss and, where there are several, each term (means over the epoch's
+        steps), lr (of the last step), and what `evaluate` returned.
+
+    Raises:
+        TrainingError: a loss term is not finite; the parameters are then those before that step.
+    """
+    initial = [group["lr"] for group in optimizer.param_groups]
+    total = epochs * len(batches)
+    if total == 0:
+        raise TrainingError("there is no batch to train on", remedy="Give more images, or a smaller batch_size")
+    done = 0
+    rows: Rows = []
+    for epoch in range(epochs):
+        if start_epoch is not None:
+            start_epoch(epoch)
+        sums: dict[str, Tensor] = {}
+        factor = 1.0
+        for batch in batches:
+            factor = schedule(done / total)
+            for group, rate in zip(optimizer.param_groups, initial, strict=True):
+                group["lr"] = rate * factor
+            terms = step(batch)
+            _check_finite(terms, epoch, done)
+            optimizer.zero_grad(set_to_none=True)
+            torch.stack(list(terms.values())).sum().backward()
+            optimizer.step()
+            for name, value in terms.items():
+                sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.detach()
+            done += 1
+        means = {name: float(value) / len(batches) for name, value in sums.items()}
+        row = {"epoch": float(epoch + 1), "loss": sum(means.values())}
+        if len(means) > 1:
+            row |= means
+        row["lr"] = initial[0] * factor
+        if evaluate is not None:
+            row |= evaluate()
+        rows.append(row)
+        if report is not None:
+            report(epoch + 1, row)
+    return rows
+
+
+def _check_finite(terms: Mapping[str, Tensor], epoch: int, done: int) -> None:
+    for name, value in terms.items():
+        if not torch.isfinite(value):
+            raise TrainingError(
+                f"the loss term {name!r} is {float(value.detach())} at step {done + 1} (epoch {epoch + 1})",
+                remedy="Lower the learning rate or that term's weight, or add warm-up",
+            )

@@ -1,0 +1,153 @@
+"""How the members of an ensemble are trained or loaded."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdpipe.stages.artifacts import (
+    ImageSpace,
+    NetworkDescription,
+    Split,
+    build_network,
+    load_split,
+    normalize,
+    save_ensemble,
+)
+from kdpipe.stages.base import Inputs, Outcome, Rows, StageContext
+from kdpipe.stages.data.batches import TensorBatches, shift
+from kdpipe.stages.teachers import Member, TeachersParams
+from kdpipe.stages.training.checkpoints import load_state, read_checkpoint
+from kdpipe.stages.training.device import choose_device
+from kdpipe.stages.training.ensemble import TeacherEnsemble
+from kdpipe.stages.training.loop import Report, train
+from kdpipe.stages.training.metrics import accuracy, predict
+from kdpipe.stages.training.parameters import OptimizationParams, make_optimizer
+from kdpipe.stages.training.schedules import make_schedule
+from kdpipe.stages.training.seeding import derive_seed, seeded
+from kdpipe.targets.errors import DataError, KdpipeError
+
+
+def make_ensemble(params: TeachersParams, inputs: Inputs, context: StageContext) -> Outcome:
+    """Do the work of the stage `teacher-ensemble`."""
+    split = load_split(inputs["train"].path) if inputs.get("train") else None
+    validation = load_split(inputs["validation"].path) if inputs.get("validation") else None
+    if (
+        split
+        and validation
+        and (split.space.shape, split.space.classes)
+        != (
+            validation.space.shape,
+            validation.space.classes,
+        )
+    ):
+        raise DataError("train and validation differ in their images' shape or their classes")
+    members: list[tuple[nn.Module, NetworkDescription]] = []
+    history: dict[str, Rows] = {}
+    metrics: dict[str, float | int | str | bool] = {}
+    trained = [member for member in params.members if member.checkpoint is None]
+    finished = 0
+    for index, member in enumerate(params.members):
+        description = NetworkDescription(member.model, member.arguments, _space(member, params, split))
+        where = f"members.{index} ({member.model})"
+        with seeded(derive_seed(context.seed, "teacher", index)):
+            network = _build(description, where)
+            if member.checkpoint is not None:
+                path = context.file(member.checkpoint)
+                load_state(network, read_checkpoint(path), where=str(path))
+                context.log(f"teacher {index}: {member.model} from {path.name}")
+            elif split is not None:
+
+                def report(done: int, row: dict[str, float], before: int = finished * params.epochs) -> None:
+                    shown = {key: row[key] for key in ("loss", "accuracy") if key in row}
+                    context.progress(before + done, len(trained) * params.epochs, "epoch", **shown)
+
+                seed = derive_seed(context.seed, "batches", index)
+                device = choose_device(context.accelerator)
+                history[f"teacher-{index}"] = train_classifier(
+                    network, split, params, seed=seed, pixels=params.shift, device=device, report=report
+                )
+                finished += 1
+        network = network.cpu().eval()
+        members.append((network, description))
+        metrics[f"parameters_{index}"] = sum(p.numel() for p in network.parameters())
+        if validation is not None:
+            logits = predict(network, normalize(validation.images, description.space))
+            metrics[f"accuracy_{index}"] = accuracy(logits, validation.labels)
+    save_ensemble(context.output("ensemble"), members)
+    if validation is not None:
+        ensemble = TeacherEnsemble(members)
+        logits = predict(ensemble, normalize(validation.images, ensemble.space))
+        metrics["accuracy"] = accuracy(logits, validation.labels)
+    return Outcome(metrics=metrics, history=history)
+
+
+def train_classifier(
+    network: nn.Module,
+    split: Split,
+    params: OptimizationParams,
+    *,
+    seed: int,
+    pixels: int,
+    device: torch.device,
+    report: Report | None = None,
+) -> Rows:
+    """Train a network on labelled images by cross entropy, in place, and return a row an epoch.
+
+    Args:
+        network: its outputs are logits [B, K].
+        split: images and labels.
+        params: epochs, batch size, optimizer and schedule.
+        seed: of the batches' order and the augmentation.
+        pixels: random moves of up to so many pixels.
+        device: where the network is trained, and left.
+        report: called after each epoch.
+    """
+    batches = TensorBatches(
+        (split.images, split.labels),
+        params.batch_size,
+        torch.Generator().manual_seed(seed),
+        augment=shift(pixels) if pixels else None,
+        device=device,
+    )
+    correct: list[float] = []
+
+    def step(batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        images, labels = batch
+        logits = network(normalize(images, split.space))
+        correct.append(accuracy(logits, labels))
+        return {"cross_entropy": F.cross_entropy(logits, labels)}
+
+    def evaluate() -> dict[str, float]:
+        mean = sum(correct) / len(correct)
+        correct.clear()
+        return {"accuracy": mean}
+
+    network.to(device).train()
+    return train(
+        batches,
+        step,
+        make_optimizer(params, [network]),
+        make_schedule(params.schedule, params.warmup),
+        epochs=params.epochs,
+        evaluate=evaluate,
+        report=report,
+    )
+
+
+def _space(member: Member, params: TeachersParams, split: Split | None) -> ImageSpace:
+    if split is None:
+        shape, classes = params.input_shape, params.classes
+    else:
+        shape, classes = split.space.shape, split.space.classes
+    mean = member.mean if member.mean is not None or split is None else split.space.mean
+    std = member.std if member.std is not None or split is None else split.space.std
+    return ImageSpace(shape, classes, mean, std)  # type: ignore[arg-type]  # TeachersParams has checked them
+
+
+def _build(description: NetworkDescription, where: str) -> nn.Module:
+    try:
+        return build_network(description)
+    except KdpipeError as error:
+        raise type(error)(error.message, where=where, remedy=error.remedy) from None
