@@ -1,0 +1,35 @@
+"""Fixtures of everything that is compared with the integer reference."""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from kdpipe.targets.graph import IntegerGraph
+
+
+@pytest.fixture(scope="session")
+def random_graphs() -> ModuleType:
+    """The module random_graphs.py, which importlib mode leaves off the path."""
+    spec = importlib.util.spec_from_file_location("random_graphs", Path(__file__).with_name("random_graphs.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def random_graph(random_graphs: ModuleType) -> Callable[..., IntegerGraph]:
+    """`random_graph(seed, rounding=..., weight_bits=..., operators=..., narrow=..., depth=..., input_shape=...)`."""
+    return random_graphs.random_graph
+
+
+@pytest.fixture(scope="session")
+def random_inputs(random_graphs: ModuleType) -> Callable[..., NDArray[np.int8]]:
+    """`random_inputs(graph, count, seed)`: stored integers over the whole of the input's range."""
+    return random_graphs.random_inputs
