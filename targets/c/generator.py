@@ -1,0 +1,292 @@
+"""An integer graph as a directory of C99 sources that builds by itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kdpipe.targets.c import c_text
+from kdpipe.targets.c.golden import make_golden_vectors
+from kdpipe.targets.c.layers import Field, Layer, lower_node
+from kdpipe.targets.c.packing import to_channels_last
+from kdpipe.targets.c.storage import INPUT, OUTPUT, Storage, assign_storage, flattened_shape, is_view, size_of
+from kdpipe.targets.errors import StorageError, UnsupportedError
+from kdpipe.targets.graph import Conv2d, IntegerGraph, Linear, Quantization
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+_HERE = Path(__file__).parent
+LAYERS_FILE = "test/layers.json"
+_GOLDEN_SEED = 0
+_MAX_ARENA = 2**31 - 1
+
+
+@dataclass(frozen=True, eq=False)
+class _Program:
+    """What the templates are filled from."""
+
+    graph: IntegerGraph
+    layers: dict[str, Layer]
+    storage: Storage
+
+
+def export(graph: IntegerGraph, directory: Path) -> list[Path]:
+    """Write `graph` as C sources.
+
+    Args:
+        graph: the network.
+        directory: where to write; made if it does not exist. Files of earlier exports with the same names are replaced.
+
+    Returns:
+        The files, all below `directory`: model.h, model.c, model_weights.h, model_weights.c, the kernels that the
+        network uses, CMakeLists.txt, README.md and test/ with golden vectors. Constants of b-bit weights take b bits
+        each (3-bit ones 4), rows of output channels being padded to 32-bit words.
+
+    Raises:
+        UnsupportedError: a layer has no kernel (nothing has been written then); names the layer.
+        StorageError: the directory can't be written.
+    """
+    texts = render(graph)
+    paths = []
+    try:
+        for name, text in texts.items():
+            path = directory / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8", newline="\n")
+            paths.append(path)
+    except OSError as error:
+        raise StorageError(
+            f"can't write the C sources ({error.strerror or error})",
+            where=str(directory),
+            remedy="Check that the directory is writable and the disk is not full",
+        ) from None
+    return paths
+
+
+def render(graph: IntegerGraph) -> dict[str, str]:
+    """Return the text of each file that `export` writes, by its path in the export's directory."""
+    program = _plan(graph)
+    environment = _environment()
+    values = _template_values(program)
+    kernel_files = sorted({name for layer in program.layers.values() for name in layer.files})
+    sources = ["model.c", "model_weights.c", *(f"kernels/{name}" for name in kernel_files if name.endswith(".c"))]
+    targets = {
+        "model.h": "model.h",
+        "model.c": "model.c",
+        "model_weights.h": "model_weights.h",
+        "model_weights.c": "model_weights.c",
+        "kernels/kernel_config.h": "kernel_config.h",
+        "CMakeLists.txt": "CMakeLists.txt",
+        "README.md": "README.md",
+        "test/golden.h": "golden.h",
+        "test/test_model.c": "test_model.c",
+    }
+    texts = {
+        path: environment.get_template(f"{template}.jinja").render(values, sources=sources)
+        for path, template in targets.items()
+    }
+    for name in kernel_files:
+        texts[f"kernels/{name}"] = (_HERE / "kernels" / name).read_text(encoding="utf-8")
+    texts[LAYERS_FILE] = _layers_json(program)
+    return texts
+
+
+def arena_bytes(graph: IntegerGraph) -> int:
+    """Return the bytes of working memory that the exported program needs, without its input and output."""
+    return _plan(graph).storage.plan.size
+
+
+def constant_bytes(graph: IntegerGraph) -> dict[str, int]:
+    """Return the bytes of constants in flash, as `values` (packed weights) and `scales_and_biases`."""
+    layers = _plan(graph).layers.values()
+    values = sum(layer.arrays["weights"].nbytes for layer in layers if "weights" in layer.arrays)
+    total = sum(array.nbytes for layer in layers for array in layer.arrays.values())
+    return {"values": values, "scales_and_biases": total - values}
+
+
+def _plan(graph: IntegerGraph) -> _Program:
+    layers = {node.name: lower_node(graph, node) for node in graph.nodes if not is_view(graph, node)}
+    storage = assign_storage(graph, {name: layer.scratch for name, layer in layers.items()})
+    if storage.plan.size > _MAX_ARENA:
+        raise UnsupportedError(
+            f"its tensors need {storage.plan.size} bytes at once, beyond a 32-bit address space",
+            where=f"network {graph.name}",
+            remedy="Make the input or the network smaller",
+        )
+    return _Program(graph, layers, storage)
+
+
+def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    # What is written is C, not HTML; every text that comes from outside goes through the comment or cell filter.
+    environment = Environment(  # noqa: S701
+        loader=FileSystemLoader(_HERE / "templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["comment"] = c_text.comment_text
+    environment.filters["cell"] = c_text.table_cell
+    return environment
+
+
+def _template_values(program: _Program) -> dict[str, Any]:
+    graph = program.graph
+    golden = make_golden_vectors(graph, np.random.default_rng(_GOLDEN_SEED))
+    return {
+        "name": graph.name,
+        "upper": graph.name.upper(),
+        "version": version("kdpipe"),
+        "rounding": graph.rounding,
+        "mean": graph.normalization.mean if graph.normalization else (),
+        "classes": graph.class_names,
+        "input_layout": _layout(graph.input.shape),
+        "input_dims": _memory_shape(graph.input.shape),
+        "output_layout": _layout(graph.output.shape),
+        "output_dims": _memory_shape(graph.output.shape),
+        "macros": _macros(program),
+        "steps": _steps(program),
+        "headers": sorted({layer.header for layer in program.layers.values()} | {"kernel_config.h"}),
+        "constants": _constants(program),
+        "layers": [_readme_row(program, node.name) for node in graph.nodes],
+        "constant_bytes": sum(array.nbytes for layer in program.layers.values() for array in layer.arrays.values()),
+        "arena_size": program.storage.plan.size,
+        "input_size": size_of(graph.input.shape),
+        "output_size": size_of(graph.output.shape),
+        "count": len(golden.inputs),
+        "inputs": [c_text.int8_body(row) for row in to_channels_last(golden.inputs, graph.input.shape)],
+        "outputs": [c_text.int8_body(row) for row in to_channels_last(golden.outputs, graph.output.shape)],
+    }
+
+
+def _layout(shape: tuple[int, ...]) -> str:
+    return "[height][width][channels]" if len(shape) == 3 else "in order"
+
+
+def _memory_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (*shape[1:], shape[0]) if len(shape) == 3 else shape
+
+
+def _macros(program: _Program) -> list[tuple[str, str]]:
+    graph = program.graph
+    macros = []
+    if len(graph.input.shape) == 3:
+        macros += zip(("INPUT_HEIGHT", "INPUT_WIDTH", "INPUT_CHANNELS"), _memory_shape(graph.input.shape), strict=True)
+    macros += [("INPUT_SIZE", size_of(graph.input.shape)), ("OUTPUT_SIZE", size_of(graph.output.shape))]
+    # An array of no elements is not C.
+    macros += [("ARENA_SIZE", max(1, program.storage.plan.size))]
+    texts = [(label, str(value)) for label, value in macros]
+    texts += _quantization_macros("INPUT", graph.input.quantization)
+    texts += _quantization_macros("OUTPUT", graph.output.quantization)
+    if graph.normalization:
+        texts.append(("MEAN", c_text.braces(map(c_text.float_literal, graph.normalization.mean))))
+        texts.append(("STD", c_text.braces(map(c_text.float_literal, graph.normalization.std))))
+    return texts
+
+
+def _quantization_macros(which: str, quantization: Quantization) -> list[tuple[str, str]]:
+    return [
+        (f"{which}_SCALE", c_text.float_literal(quantization.scale)),
+        (f"{which}_ZERO_POINT", f"({quantization.zero_point})"),
+        (f"{which}_MIN", f"({quantization.qmin})"),
+        (f"{which}_MAX", f"({quantization.qmax})"),
+    ]
+
+
+def _steps(program: _Program) -> list[dict[str, Any]]:
+    steps = []
+    for index, node in enumerate(program.graph.nodes):
+        layer = program.layers.get(node.name)
+        arguments = [_pointer(program.storage, name) for name in (*node.inputs, node.name)]
+        if node.name in program.storage.scratch:
+            offset = program.storage.plan.offsets[program.storage.scratch[node.name]]
+            arguments.append(f"arena + {offset}")
+        steps.append(
+            {
+                "index": index,
+                "name": node.name,
+                "call": layer is not None,
+                "kernel": layer.kernel if layer else "",
+                "arguments": arguments,
+                "result": _pointer(program.storage, node.name),
+                "size": size_of(node.output.shape),
+            }
+        )
+    return steps
+
+
+def _pointer(storage: Storage, tensor: str) -> str:
+    place = storage.place[tensor]
+    return place if place in (INPUT, OUTPUT) else f"arena + {storage.plan.offsets[place]}"
+
+
+def _constants(program: _Program) -> list[dict[str, Any]]:
+    name = program.graph.name
+    constants = []
+    for index, node in enumerate(program.graph.nodes):
+        layer = program.layers.get(node.name)
+        if layer is None:
+            continue
+        symbols = {label: f"{name}_{label}{index}" for label in layer.arrays}
+        constants.append(
+            {
+                "index": index,
+                "name": node.name,
+                "struct": layer.struct,
+                "arrays": [
+                    {
+                        "c_type": array.c_type,
+                        "symbol": symbols[label],
+                        "length": array.values.size,
+                        "body": c_text.array_body(array),
+                    }
+                    for label, array in layer.arrays.items()
+                ],
+                "initializer": _initializer(layer.fields, symbols),
+            }
+        )
+    return constants
+
+
+def _initializer(fields: Sequence[Field], symbols: dict[str, str]) -> str:
+    texts = []
+    for member in fields:
+        if isinstance(member, list):
+            texts.append(_initializer(member, symbols))
+        elif isinstance(member, str):
+            texts.append(symbols[member.removeprefix("@")])
+        else:
+            texts.append(c_text.integer(member))
+    return c_text.braces(texts)
+
+
+def _readme_row(program: _Program, name: str) -> dict[str, str]:
+    layer = program.layers.get(name)
+    if layer is None:
+        return {"name": name, "kernel": "none: same memory", "weights": ""}
+    op = layer.node.op
+    weights = f"{op.weight.values.size} of {op.weight.bits} bits" if isinstance(op, Conv2d | Linear) else ""
+    return {"name": name, "kernel": layer.kernel, "weights": weights}
+
+
+def _layers_json(program: _Program) -> str:
+    """Describe what a trace hands over: by layer number the tensor's name, shape and order in memory.
+
+    `channels_last` is the [C, H, W] in whose [H, W, C] order the values lie, or null where they are in order.
+    """
+    graph = program.graph
+    entries = []
+    for index, node in enumerate(graph.nodes):
+        shape = node.output.shape
+        last = shape if len(shape) == 3 else flattened_shape(graph, node.name)
+        entries.append({"index": index, "name": node.name, "shape": shape, "channels_last": last})
+    return json.dumps({"format": 1, "layers": entries}, indent=1) + "\n"

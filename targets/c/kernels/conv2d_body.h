@@ -1,0 +1,48 @@
+/* The general convolution, over the dot products of the width that the including file chose. Two output positions are
+ * computed at a time, so that each weight is unpacked once for both. */
+
+void KDP_CONV2D(const kdp_conv2d *layer, const int8_t *input, int8_t *output, int8_t *scratch)
+{
+    const int32_t channels = layer->in_channels / layer->groups;
+    const int32_t filters = layer->out_channels / layer->groups;
+    const int32_t count = layer->kernel_height * layer->kernel_width * channels;
+    const int32_t row_length = kdp_row_length(count);
+    const int32_t positions = layer->out_height * layer->out_width;
+    int8_t *const second_patch = scratch + count;
+    for (int32_t group = 0; group < layer->groups; group++) {
+        const kdp_weights *const rows = (const kdp_weights *)layer->weights + group * filters * row_length;
+        int32_t y = 0;
+        int32_t x = 0;
+        int32_t position = 0;
+        while (position < positions) {
+            const int paired = position + 1 < positions;
+            const kdp_weights *row = rows;
+            int8_t *first = output + position * layer->out_channels + group * filters;
+            int8_t *second = paired ? first + layer->out_channels : first;
+            kdp_gather_patch(layer, input, y, x, group * channels, channels, scratch);
+            if (++x == layer->out_width) {
+                x = 0;
+                y++;
+            }
+            if (paired) {
+                kdp_gather_patch(layer, input, y, x, group * channels, channels, second_patch);
+                if (++x == layer->out_width) {
+                    x = 0;
+                    y++;
+                }
+            }
+            for (int32_t o = group * filters; o < (group + 1) * filters; o++, row += row_length) {
+                if (paired) {
+                    uint32_t sums[2];
+                    sums[0] = sums[1] = (uint32_t)layer->bias[o];
+                    kdp_dot_pair(row, scratch, second_patch, count, sums);
+                    *first++ = kdp_requantize(sums[0], &layer->to, o);
+                    *second++ = kdp_requantize(sums[1], &layer->to, o);
+                } else {
+                    *first++ = kdp_requantize(kdp_dot(row, scratch, 1, count, (uint32_t)layer->bias[o]), &layer->to, o);
+                }
+            }
+            position += 2;
+        }
+    }
+}

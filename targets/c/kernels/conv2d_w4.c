@@ -1,0 +1,6 @@
+#include "conv2d.h"
+#include "dot_w4.h"
+#include "patch.h"
+
+#define KDP_CONV2D KDP(conv2d_w4)
+#include "conv2d_body.h"

@@ -1,0 +1,89 @@
+/* Dot products with 3- and 4-bit weights: four bits each in two's complement, eight to a word, the first lowest. A row
+ * of weights starts on a word of its own.
+ *
+ * Sums are kept modulo 2^32: the generator has proved that the final ones fit int32, whatever the partial ones do.
+ */
+#ifndef KDPIPE_DOT_H
+#define KDPIPE_DOT_H
+
+#include <stdint.h>
+
+typedef uint32_t kdp_weights;
+
+static inline int32_t kdp_row_length(int32_t count)
+{
+    return (count + 7) / 8;
+}
+
+/* Weight `i` of a word. */
+#define KDP_WEIGHT(word, i) ((int32_t)((word) << (28 - 4 * (i))) >> 28)
+
+#define KDP_STEP(i)                                 \
+    do {                                            \
+        const int32_t weight = KDP_WEIGHT(word, i); \
+        first += (uint32_t)(weight * x0[i]);        \
+        second += (uint32_t)(weight * x1[i]);       \
+    } while (0)
+
+/* Adds the products of one row with two patches of `count` values to the two accumulators. */
+static inline void kdp_dot_pair(const kdp_weights *row, const int8_t *x0, const int8_t *x1, int32_t count,
+                                uint32_t *sums)
+{
+    uint32_t first = sums[0];
+    uint32_t second = sums[1];
+    uint32_t word;
+    for (; count >= 8; count -= 8) {
+        word = *row++;
+        KDP_STEP(0);
+        KDP_STEP(1);
+        KDP_STEP(2);
+        KDP_STEP(3);
+        KDP_STEP(4);
+        KDP_STEP(5);
+        KDP_STEP(6);
+        KDP_STEP(7);
+        x0 += 8;
+        x1 += 8;
+    }
+    if (count > 0) {
+        for (word = *row; count > 0; count--) {
+            KDP_STEP(0);
+            x0++;
+            x1++;
+            word >>= 4;
+        }
+    }
+    sums[0] = first;
+    sums[1] = second;
+}
+
+/* Adds the products of one row with values `stride` apart to `sum` and returns it. */
+static inline uint32_t kdp_dot(const kdp_weights *row, const int8_t *x, int32_t stride, int32_t count, uint32_t sum)
+{
+    while (count > 0) {
+        uint32_t word = *row++;
+        int32_t left = count < 8 ? count : 8;
+        count -= left;
+        for (; left >= 4; left -= 4) {
+            sum += (uint32_t)(KDP_WEIGHT(word, 0) * x[0]);
+            x += stride;
+            sum += (uint32_t)(KDP_WEIGHT(word, 1) * x[0]);
+            x += stride;
+            sum += (uint32_t)(KDP_WEIGHT(word, 2) * x[0]);
+            x += stride;
+            sum += (uint32_t)(KDP_WEIGHT(word, 3) * x[0]);
+            x += stride;
+            word >>= 16;
+        }
+        for (; left > 0; left--) {
+            sum += (uint32_t)(KDP_WEIGHT(word, 0) * x[0]);
+            x += stride;
+            word >>= 4;
+        }
+    }
+    return sum;
+}
+
+#undef KDP_STEP
+
+#endif

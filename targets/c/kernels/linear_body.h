@@ -1,0 +1,11 @@
+/* Fully connected: one row after the other. */
+
+void KDP_LINEAR(const kdp_linear *layer, const int8_t *input, int8_t *output)
+{
+    const kdp_weights *row = (const kdp_weights *)layer->weights;
+    const int32_t row_length = kdp_row_length(layer->in_features);
+    for (int32_t o = 0; o < layer->out_features; o++, row += row_length) {
+        output[o] =
+            kdp_requantize(kdp_dot(row, input, 1, layer->in_features, (uint32_t)layer->bias[o]), &layer->to, o);
+    }
+}

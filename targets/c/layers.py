@@ -1,0 +1,250 @@
+"""Each node of an integer graph as one kernel call: which kernel, with which constants.
+
+A kernel is chosen here and nowhere else: a faster one for some core, shape or width is one more case in
+`_convolution` or `_linear`, with its files in `kernels/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from kdpipe.targets.c.packing import ConstantArray, convolution_rows, fold_zero_point, linear_rows, pack_rows
+from kdpipe.targets.c.storage import flattened_shape, size_of
+from kdpipe.targets.errors import UnsupportedError
+from kdpipe.targets.fixed_point import quantize_multiplier, quantize_multipliers
+from kdpipe.targets.graph import (
+    Add,
+    AveragePool2d,
+    Conv2d,
+    Flatten,
+    IntegerGraph,
+    Linear,
+    MaxPool2d,
+    Node,
+    Quantization,
+    Requantize,
+    TensorType,
+)
+from kdpipe.targets.reference import add_factors
+
+_KERNEL_BITS = {2: "w2", 3: "w4", 4: "w4", 8: "w8"}
+Field = int | str | list["Field"]
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One kernel call of the generated program.
+
+    Args:
+        node: the node that it computes.
+        kernel: the function's name without the model's prefix: "conv2d_w2".
+        header: the header that declares it.
+        files: files of `kernels/` that it needs, itself included.
+        struct: the C type of its constants.
+        fields: the struct's members in order; a string starting with "@" names one of `arrays`, None a null pointer.
+        arrays: constant arrays by a name of their own.
+        scratch: bytes of scratch, 0 where it takes none.
+    """
+
+    node: Node
+    kernel: str
+    header: str
+    files: tuple[str, ...]
+    struct: str
+    fields: list[Field]
+    arrays: Mapping[str, ConstantArray] = field(default_factory=dict)
+    scratch: int = 0
+
+
+def lower_node(graph: IntegerGraph, node: Node) -> Layer:
+    """Choose the kernel that computes `node`, and lay out its constants.
+
+    Raises:
+        UnsupportedError: the C target has no kernel for it; names the layer.
+    """
+    lower = _LOWERINGS.get(type(node.op))
+    if lower is None:
+        raise UnsupportedError(
+            f"the C target has no kernel for {type(node.op).__name__}",
+            where=f"layer {node.name}",
+            remedy="Known: " + ", ".join(sorted(operator.__name__ for operator in _LOWERINGS)),
+        )
+    if any(size_of(graph.tensor(name).shape) >= 2**24 for name in (*node.inputs, node.name)):
+        raise UnsupportedError(
+            "the C target takes tensors of less than 2**24 elements",
+            where=f"layer {node.name}",
+            remedy="Make the input or the network smaller",
+        )
+    return lower(graph, node)
+
+
+def _quantized(node: Node, multipliers: str, shifts: str) -> list[Field]:
+    output = node.output.quantization
+    return [multipliers, shifts, output.zero_point, output.qmin, output.qmax]
+
+
+def _accumulating(
+    node: Node, op: Conv2d | Linear, source: Quantization, rows: np.ndarray[Any, Any]
+) -> dict[str, ConstantArray]:
+    """Return the constants that convolutions and linear layers share."""
+    factors = source.scale * op.weight.scales.astype(np.float64) / node.output.quantization.scale
+    multipliers, shifts = quantize_multipliers(factors)
+    return {
+        "weights": pack_rows(rows, op.weight.bits),
+        "bias": ConstantArray("int32_t", fold_zero_point(op.bias, rows, source.zero_point)),
+        "multipliers": ConstantArray("int32_t", multipliers.astype(np.int32)),
+        "shifts": ConstantArray("int8_t", shifts.astype(np.int8)),
+    }
+
+
+def _convolution(graph: IntegerGraph, node: Node) -> Layer:
+    op = node.op
+    assert isinstance(op, Conv2d)  # noqa: S101 - narrows the type; the table below guarantees it
+    source = graph.tensor(node.inputs[0])
+    channels, height, width = source.shape
+    outputs, out_height, out_width = node.output.shape
+    _, per_group, kernel_height, kernel_width = op.weight.values.shape
+    suffix = _KERNEL_BITS[op.weight.bits]
+    family = _convolution_family(op, channels)
+    patch = kernel_height * kernel_width * per_group
+    files = [f"{family}_{suffix}.c", f"{family}_body.h", f"dot_{suffix}.h", "conv2d.h", "fixed_point.h"]
+    return Layer(
+        node=node,
+        kernel=f"{family}_{suffix}",
+        header="conv2d.h",
+        files=tuple(files if family == "pointwise" else [*files, "patch.h"]),
+        struct="kdp_conv2d",
+        fields=[
+            *(height, width, channels),
+            *(out_height, out_width, outputs),
+            *(kernel_height, kernel_width),
+            *op.stride,
+            *op.padding[:2],
+            *op.dilation,
+            op.groups,
+            source.quantization.zero_point,
+            "@weights",
+            "@bias",
+            _quantized(node, "@multipliers", "@shifts"),
+        ],
+        arrays=_accumulating(node, op, source.quantization, convolution_rows(op.weight.values)),
+        scratch={"conv2d": 2 * patch, "depthwise": patch * channels, "pointwise": 0}[family],
+    )
+
+
+def _convolution_family(op: Conv2d, channels: int) -> str:
+    if op.groups == channels > 1:
+        return "depthwise"
+    if op.groups == 1 and op.weight.values.shape[2:] == (1, 1) and op.padding == (0, 0, 0, 0):
+        return "pointwise"
+    return "conv2d"
+
+
+def _linear(graph: IntegerGraph, node: Node) -> Layer:
+    op = node.op
+    assert isinstance(op, Linear)  # noqa: S101
+    outputs, features = op.weight.values.shape
+    suffix = _KERNEL_BITS[op.weight.bits]
+    rows = linear_rows(op.weight.values, flattened_shape(graph, node.inputs[0]))
+    return Layer(
+        node=node,
+        kernel=f"linear_{suffix}",
+        header="linear.h",
+        files=(f"linear_{suffix}.c", "linear_body.h", f"dot_{suffix}.h", "linear.h", "fixed_point.h"),
+        struct="kdp_linear",
+        fields=[features, outputs, "@weights", "@bias", _quantized(node, "@multipliers", "@shifts")],
+        arrays=_accumulating(node, op, graph.tensor(node.inputs[0]).quantization, rows),
+    )
+
+
+def _add(graph: IntegerGraph, node: Node) -> Layer:
+    sources = [graph.tensor(name).quantization for name in node.inputs]
+    output = node.output.quantization
+    factors = add_factors(sources[0], sources[1], output)
+    zero_points = (sources[0].zero_point, sources[1].zero_point, output.zero_point)
+    return Layer(
+        node=node,
+        kernel="add",
+        header="elementwise.h",
+        files=("add.c", "elementwise.h", "fixed_point.h"),
+        struct="kdp_add",
+        fields=[
+            size_of(node.output.shape),
+            *([*factor, zero_point] for factor, zero_point in zip(factors, zero_points, strict=True)),
+            output.qmin,
+            output.qmax,
+        ],
+    )
+
+
+def _requantize(graph: IntegerGraph, node: Node) -> Layer:
+    source, output = graph.tensor(node.inputs[0]).quantization, node.output.quantization
+    return Layer(
+        node=node,
+        kernel="rescale",
+        header="elementwise.h",
+        files=("rescale.c", "elementwise.h", "fixed_point.h"),
+        struct="kdp_rescale",
+        fields=[
+            size_of(node.output.shape),
+            source.zero_point,
+            [*quantize_multiplier(source.scale / output.scale), output.zero_point],
+            output.qmin,
+            output.qmax,
+        ],
+    )
+
+
+def _pool(graph: IntegerGraph, node: Node) -> Layer:
+    op, source = node.op, graph.tensor(node.inputs[0])
+    assert isinstance(op, MaxPool2d | AveragePool2d)  # noqa: S101
+    kernel = "max_pool" if isinstance(op, MaxPool2d) else "average_pool"
+    return Layer(
+        node=node,
+        kernel=kernel,
+        header="pool.h",
+        files=(f"{kernel}.c", "pool.h"),
+        struct="kdp_pool",
+        fields=[
+            *_height_width_channels(source),
+            *node.output.shape[1:],
+            *op.kernel,
+            *op.stride,
+            *(op.padding[:2] if isinstance(op, MaxPool2d) else (0, 0)),
+            node.output.quantization.qmin,
+            node.output.quantization.qmax,
+        ],
+    )
+
+
+def _flatten(graph: IntegerGraph, node: Node) -> Layer:
+    shape = graph.tensor(node.inputs[0]).shape
+    channels = shape[0] if len(shape) == 3 else 1
+    return Layer(
+        node=node,
+        kernel="flatten",
+        header="flatten.h",
+        files=("flatten.c", "flatten.h"),
+        struct="kdp_flatten",
+        fields=[size_of(shape) // channels, channels],
+    )
+
+
+def _height_width_channels(tensor: TensorType) -> tuple[int, int, int]:
+    channels, height, width = tensor.shape
+    return height, width, channels
+
+
+_LOWERINGS: dict[type, Callable[[IntegerGraph, Node], Layer]] = {
+    Conv2d: _convolution,
+    Linear: _linear,
+    Add: _add,
+    MaxPool2d: _pool,
+    AveragePool2d: _pool,
+    Flatten: _flatten,
+    Requantize: _requantize,
+}

@@ -1,0 +1,119 @@
+"""Which memory each tensor of a graph uses: the caller's input, the caller's output, or a buffer of the arena."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kdpipe.targets.c.memory_plan import Buffer, MemoryPlan, plan_memory
+from kdpipe.targets.graph import Add, Flatten, IntegerGraph, Linear, Node, Requantize
+
+INPUT, OUTPUT = "input", "output"
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Memory of every tensor and of every layer's scratch.
+
+    Args:
+        place: by tensor, `INPUT`, `OUTPUT` or the name of an arena buffer. Tensors may share one.
+        scratch: by node, the name of its scratch buffer, for those that have one.
+        views: nodes that only give their input's memory another name.
+        plan: the arena.
+    """
+
+    place: Mapping[str, str]
+    scratch: Mapping[str, str]
+    views: frozenset[str]
+    plan: MemoryPlan
+
+
+def size_of(shape: tuple[int, ...]) -> int:
+    """Return the bytes of an int8 tensor."""
+    return math.prod(shape)
+
+
+def flattened_shape(graph: IntegerGraph, name: str) -> tuple[int, int, int] | None:
+    """Return the [C, H, W] of the tensor that `name` is a channels-last view of, or None where the order is its own."""
+    node = next((node for node in graph.nodes if node.name == name), None)
+    if node is None or not isinstance(node.op, Flatten) or not is_view(graph, node):
+        return None
+    shape = graph.tensor(node.inputs[0]).shape
+    return shape if len(shape) == 3 else None
+
+
+def is_view(graph: IntegerGraph, node: Node) -> bool:
+    """Return whether `node` needs no work: a Flatten that keeps the order, or that only linear layers read.
+
+    Activations lie channels last, a Flatten means channels first; linear layers get their columns permuted instead.
+    """
+    if not isinstance(node.op, Flatten):
+        return False
+    shape = graph.tensor(node.inputs[0]).shape
+    if node.name == graph.output_name and (node.inputs[0] == graph.input_name or len(shape) == 1):
+        # Nothing else would move the graph's input, or a view of it, to the caller's output.
+        return False
+    if len(shape) != 3 or shape[0] == 1 or shape[1] * shape[2] == 1:
+        return True
+    readers = [reader for reader in graph.nodes if node.name in reader.inputs]
+    return bool(readers) and all(isinstance(reader.op, Linear) for reader in readers)
+
+
+def assign_storage(graph: IntegerGraph, scratch_sizes: Mapping[str, int]) -> Storage:
+    """Place every tensor of `graph`.
+
+    Args:
+        graph: the network.
+        scratch_sizes: bytes of scratch by node name; nodes without scratch may be absent.
+
+    Returns:
+        Where everything lies. Additions and requantizations overwrite an input that nothing reads later.
+    """
+    views = frozenset(node.name for node in graph.nodes if is_view(graph, node))
+    root = {graph.input_name: graph.input_name}
+    for node in graph.nodes:
+        root[node.name] = root[node.inputs[0]] if node.name in views else node.name
+    last_read = _last_reads(graph, root)
+    place = {graph.input_name: INPUT}
+    lifetimes: dict[str, Buffer] = {}
+    for step, node in enumerate(graph.nodes):
+        name = node.name
+        if root[name] != name:
+            continue
+        if name == root[graph.output_name]:
+            place[name] = OUTPUT
+            continue
+        reused = _dying_input(node, step, root, last_read, place)
+        place[name] = reused or f"tensor {name}"
+        size = size_of(node.output.shape)
+        first = lifetimes[place[name]].first if reused else step
+        lifetimes[place[name]] = Buffer(place[name], size, first, max(step, last_read.get(name, step)))
+    scratch = {}
+    for step, node in enumerate(graph.nodes):
+        if scratch_sizes.get(node.name, 0) > 0:
+            scratch[node.name] = f"scratch {node.name}"
+            lifetimes[scratch[node.name]] = Buffer(scratch[node.name], scratch_sizes[node.name], step, step)
+    place.update({name: place[root[name]] for name in views})
+    return Storage(place, scratch, views, plan_memory(list(lifetimes.values())))
+
+
+def _last_reads(graph: IntegerGraph, root: Mapping[str, str]) -> dict[str, int]:
+    last: dict[str, int] = {}
+    for step, node in enumerate(graph.nodes):
+        for name in node.inputs:
+            last[root[name]] = step
+    return last
+
+
+def _dying_input(
+    node: Node, step: int, root: Mapping[str, str], last_read: Mapping[str, int], place: Mapping[str, str]
+) -> str | None:
+    """Return the arena buffer that an elementwise node may overwrite, or None."""
+    if not isinstance(node.op, Add | Requantize):
+        return None
+    for name in node.inputs:
+        buffer = place[root[name]]
+        if last_read[root[name]] == step and buffer not in (INPUT, OUTPUT):
+            return buffer
+    return None
