@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
-from kdpipe.pipeline.report.svg import element, join, number, picture, shorten
+from kdpipe.pipeline.report.svg import columns, element, join, number, picture, shorten, two_lines
 
-NODE_WIDTH, NODE_HEIGHT = 148.0, 50.0
-COLUMN_GAP, ROW_GAP = 44.0, 16.0
+WIDTHS = (132.0, 176.0)
+COLUMN_GAP, ROW_GAP = 36.0, 16.0
+LINE = 15.0
+NAME_LETTER, NOTE_LETTER = 8.6, 5.9
 RAIL_ROW = 46.0
-WIDEST = 1180.0
+WIDEST = 1160.0
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class Node:
 
     Args:
         name: unique.
-        note: the second line: what kind of stage, how long it took.
+        note: the second line: what kind of stage.
+        time: how long it took, or empty.
         status: ran, cached, failed, skipped, or another word for none of them.
         needs: names of the stages whose outputs it takes; unknown ones are not drawn.
         link: the address to open on a click, or None.
@@ -31,6 +34,7 @@ class Node:
     name: str
     note: str
     status: str
+    time: str = ""
     needs: tuple[str, ...] = ()
     link: str | None = None
 
@@ -46,6 +50,18 @@ def topological(nodes: Sequence[Node]) -> list[Node]:
         placed.update((node.name, node) for node in chosen)
         waiting = [node for node in waiting if node.name not in placed]
     return list(placed.values())
+
+
+def reduced(nodes: Sequence[Node]) -> list[Node]:
+    """Return the nodes without the needs that follow from others (the transitive reduction), unknown ones or cycles."""
+    above: dict[str, set[str]] = {}
+    found = []
+    for node in topological(nodes):
+        needs = [need for need in dict.fromkeys(node.needs) if need in above]
+        implied = set().union(*(above[need] for need in needs)) if needs else set()
+        above[node.name] = implied.union(needs)
+        found.append(replace(node, needs=tuple(need for need in needs if need not in implied)))
+    return found
 
 
 def layers(nodes: Sequence[Node]) -> dict[str, int]:
@@ -96,32 +112,55 @@ def _barycentre(name: str, neighbours: dict[str, list[str]], rank: dict[str, flo
     return sum(rank[other] for other in own) / len(own) if own else rank[name]
 
 
+@dataclass(frozen=True)
+class Box:
+    """The size of all boxes of a drawing."""
+
+    width: float
+    height: float
+
+    @property
+    def name_columns(self) -> int:
+        """How many columns of a name fit beside the mark."""
+        return int((self.width - 34) / NAME_LETTER)
+
+    @property
+    def note_columns(self) -> int:
+        """How many columns of a note fit."""
+        return int((self.width - 18) / NOTE_LETTER)
+
+
 def layered(nodes: Sequence[Node]) -> Markup | None:
     """Return the drawing with the data flowing from left to right, or None where it would not fit on a page."""
-    columns = arrange(nodes)
-    if not columns:
+    nodes = reduced(nodes)
+    ranks = arrange(nodes)
+    if not ranks or max(map(len, ranks)) > 14:
         return None
-    width = len(columns) * (NODE_WIDTH + COLUMN_GAP) - COLUMN_GAP + 4
-    if width > WIDEST or max(map(len, columns)) > 14:
+    room = (WIDEST - 4 - (len(ranks) - 1) * COLUMN_GAP) / len(ranks)
+    if room < WIDTHS[0]:
         return None
-    known = {node.name: node for node in nodes}
-    heights = [_column_height(column, known) for column in columns]
+    box = Box(min(room, WIDTHS[1]), 50.0)
+    if any(len(two_lines(node.name, box.name_columns)) > 1 for node in nodes):
+        box = Box(box.width, box.height + LINE)
+    width = 4 + len(ranks) * (box.width + COLUMN_GAP) - COLUMN_GAP
+    boxed = {node.name for node in nodes}
+    tall = {name: box.height if name in boxed else 6.0 for column in ranks for name in column}
+    heights = [sum(tall[name] + ROW_GAP for name in column) - ROW_GAP for column in ranks]
     height = max(heights) + 4
     centre: dict[str, float] = {}
-    for column, own_height in zip(columns, heights, strict=True):
+    left: dict[str, float] = {}
+    for index, (column, own_height) in enumerate(zip(ranks, heights, strict=True)):
         y = (height - own_height) / 2
         for name in column:
-            centre[name] = y + _height(name, known) / 2
-            y += _height(name, known) + ROW_GAP
-    left = {name: 2 + index * (NODE_WIDTH + COLUMN_GAP) for index, column in enumerate(columns) for name in column}
+            left[name], centre[name] = 2 + index * (box.width + COLUMN_GAP), y + tall[name] / 2
+            y += tall[name] + ROW_GAP
     depth = layers(nodes)
     edges = [
-        _edge([need, *dummies(need, node.name, depth), node.name], left, centre, node.status)
+        _edge([need, *dummies(need, node.name, depth), node.name], left, centre, box.width, node.status)
         for node in nodes
-        for need in dict.fromkeys(node.needs)
-        if need in depth and depth[need] < depth[node.name]
+        for need in node.needs
     ]
-    boxes = [_box(node, left[node.name], centre[node.name] - NODE_HEIGHT / 2) for node in topological(nodes)]
+    boxes = [_box(node, left[node.name], centre[node.name] - box.height / 2, box) for node in nodes]
     return picture(width, height, _title(nodes), *edges, *boxes, class_="dag")
 
 
@@ -131,17 +170,9 @@ def _title(nodes: Sequence[Node]) -> str:
     )
 
 
-def _height(name: str, known: dict[str, Node]) -> float:
-    return NODE_HEIGHT if name in known else 6.0
-
-
-def _column_height(column: Iterable[str], known: dict[str, Node]) -> float:
-    return sum(_height(name, known) + ROW_GAP for name in column) - ROW_GAP
-
-
-def _edge(path: list[str], left: dict[str, float], centre: dict[str, float], status: str) -> Markup:
+def _edge(path: list[str], left: dict[str, float], centre: dict[str, float], width: float, status: str) -> Markup:
     """Return the curve through a path of nodes: horizontal through each, a smooth S between two."""
-    x, y = left[path[0]] + NODE_WIDTH, centre[path[0]]
+    x, y = left[path[0]] + width, centre[path[0]]
     commands = [f"M{number(x)} {number(y)}"]
     for name in path[1:]:
         to_x, to_y = left[name], centre[name]
@@ -151,7 +182,7 @@ def _edge(path: list[str], left: dict[str, float], centre: dict[str, float], sta
         )
         x, y = to_x, to_y
         if name != path[-1]:
-            x += NODE_WIDTH
+            x += width
             commands.append(f"H{number(x)}")
     tip = f"M{number(x - 6)} {number(y - 4)}L{number(x - 0.5)} {number(y)}L{number(x - 6)} {number(y + 4)}"
     return element("path", d="".join(commands) + tip, fill="none", class_=f"edge {css_status(status)}")
@@ -162,13 +193,24 @@ def css_status(status: str) -> str:
     return f"is-{status}" if status in {"ran", "cached", "failed", "skipped"} else "is-other"
 
 
-def _box(node: Node, x: float, y: float) -> Markup:
+def note_of(node: Node, width: int) -> str:
+    """Return the second line: the kind of stage, cut where it must be, and the time, whole."""
+    if not node.time:
+        return shorten(node.note, width)
+    room = max(3, width - len(node.time) - 3)
+    kind = node.note if columns(node.note) <= room else node.note[: room - 1] + "…"
+    return f"{kind} · {node.time}"
+
+
+def _box(node: Node, x: float, y: float, box: Box) -> Markup:
+    lines = two_lines(node.name, box.name_columns)
+    top = y + (box.height - 50 - LINE * (len(lines) - 1)) / 2
     body = [
-        element("title", f"{node.name}: {node.status}, {node.note}"),
-        element("rect", x=x, y=y, width=NODE_WIDTH, height=NODE_HEIGHT, rx=9, class_="box"),
-        status_mark(node.status, x + 16, y + 18),
-        element("text", shorten(node.name, 16), x=x + 29, y=y + 22, class_="name"),
-        element("text", shorten(node.note, 24), x=x + 12, y=y + 40, class_="note"),
+        element("title", f"{node.name}: {node.status}, {node.note} {node.time}"),
+        element("rect", x=x, y=y, width=box.width, height=box.height, rx=9, class_="box"),
+        status_mark(node.status, x + 16, top + 17),
+        *[element("text", line, x=x + 29, y=top + 22 + LINE * row, class_="name") for row, line in enumerate(lines)],
+        element("text", note_of(node, box.note_columns), x=x + 12, y=top + 40 + LINE * (len(lines) - 1), class_="note"),
     ]
     group = element("g", *body, class_=f"node {css_status(node.status)}")
     return element("a", group, href=node.link) if node.link else group
@@ -193,11 +235,11 @@ def status_mark(status: str, x: float, y: float) -> Markup:
 
 def rail(nodes: Sequence[Node]) -> Markup | None:
     """Return the drawing with one stage a row and the edges as arcs on their left: any number of stages fits."""
-    order = topological(nodes)
+    order = reduced(nodes)
     if not order:
         return None
     row = {node.name: index for index, node in enumerate(order)}
-    spans = [row[node.name] - row[need] for node in order for need in node.needs if need in row]
+    spans = [row[node.name] - row[need] for node in order for need in node.needs]
     reach = max([span for span in spans if span > 1], default=1)
     lane = 14 + min(64.0, 9.0 * (reach - 1) ** 0.6 + 6) if reach > 1 else 14.0
     width, height = 358.0, len(order) * RAIL_ROW + 4
@@ -207,9 +249,7 @@ def rail(nodes: Sequence[Node]) -> Markup | None:
 
     edges = []
     for node in order:
-        for need in dict.fromkeys(node.needs):
-            if need not in row or row[need] >= row[node.name]:
-                continue
+        for need in node.needs:
             top, bottom, span = y_of(need), y_of(node.name), row[node.name] - row[need]
             bulge = 0.0 if span == 1 else (lane - 12) * min(1.0, 0.35 + 0.65 * (span - 1) / max(1, reach - 1)) * 4 / 3
             path = (
@@ -222,11 +262,11 @@ def rail(nodes: Sequence[Node]) -> Markup | None:
         y = y_of(node.name)
         group = element(
             "g",
-            element("title", f"{node.name}: {node.status}, {node.note}"),
+            element("title", f"{node.name}: {node.status}, {node.note} {node.time}"),
             element("rect", x=lane - 10, y=y - 20, width=width - lane + 8, height=40, rx=8, class_="hit"),
             status_mark(node.status, lane, y),
             element("text", shorten(node.name, 34), x=lane + 16, y=y - 3, class_="name"),
-            element("text", shorten(node.note, 44), x=lane + 16, y=y + 13, class_="note"),
+            element("text", note_of(node, 44), x=lane + 16, y=y + 13, class_="note"),
             class_=f"node {css_status(node.status)}",
         )
         rows.append(element("a", group, href=node.link) if node.link else group)

@@ -64,6 +64,15 @@ def count(value: float) -> str:
     return f"{value:,.0f}".replace(",", "\u2009")
 
 
+def plural(number: int, noun: str) -> str:
+    """Return a number with its noun.
+
+    >>> plural(1, "stage"), plural(3, "stage")
+    ('1 stage', '3 stages')
+    """
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
 def figure(value: object) -> str:
     """Return any metric with about four significant digits.
 

@@ -46,10 +46,8 @@ def round_step(span: float, intervals: int) -> float:
     """
     raw = span / max(1, intervals)
     power = 10.0 ** math.floor(math.log10(raw))
-    for factor in (1, 2, 5, 10):
-        if factor * power >= raw * 0.999:
-            return float(f"{factor * power:.6g}")
-    return 10 * power
+    factor = next((factor for factor, most in ((1, 1.5), (2, 3.5), (5, 7.5)) if raw / power < most), 10)
+    return float(f"{factor * power:.6g}")
 
 
 def linear(data: Iterable[float], start: float, end: float, intervals: int = 4, ceiling: float | None = None) -> Scale:
@@ -72,7 +70,7 @@ def linear(data: Iterable[float], start: float, end: float, intervals: int = 4, 
 def logarithmic(data: Iterable[float], start: float, end: float) -> Scale:
     """Return a logarithmic scale around all positive `data`, ticked at 1, 2 and 5 times powers of ten."""
     positive = [datum for datum in data if math.isfinite(datum) and datum > 0] or [1.0]
-    low, high = min(positive) / 1.25, max(positive) * 1.25
+    low, high = min(positive) / 1.5, max(positive) * 1.5
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [factor * 10.0**decade for decade in decades for factor in (1, 2, 5)]
     inside = tuple(tick for tick in ticks if low <= tick <= high)

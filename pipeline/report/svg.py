@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Sequence
 
 from markupsafe import Markup, escape
@@ -66,18 +67,50 @@ def polyline(points: Sequence[Point], **attributes: str | float | None) -> Marku
         if not (math.isfinite(x) and math.isfinite(y)):
             pen_down = False
             continue
-        commands.append(f"{'L' if pen_down else 'M'}{number(x)} {number(y)}")
+        # "h0" makes a point that stands alone visible, as a dot of the line's round ends.
+        commands.append(f"L{number(x)} {number(y)}" if pen_down else f"M{number(x)} {number(y)}h0")
         pen_down = True
     return element("path", d="".join(commands), fill="none", **attributes)
 
 
-def shorten(text: str, characters: int) -> str:
-    """Return `text`, cut in the middle with an ellipsis where it is longer than `characters`.
+def columns(text: str) -> int:
+    """Return how many columns `text` takes: two for each wide East Asian character, one for any other.
+
+    >>> columns("abc"), columns("数字")
+    (3, 4)
+    """
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+
+
+def shorten(text: str, width: int) -> str:
+    """Return `text`, cut in the middle with an ellipsis where it takes more than `width` columns.
 
     >>> shorten("teacher-ensemble", 9)
     'teac…mble'
     """
-    if len(text) <= characters:
+    if columns(text) <= width:
         return text
-    head = (characters - 1 + 1) // 2
-    return text[:head] + "…" + text[len(text) - (characters - 1 - head) :]
+    head, tail = "", ""
+    while True:
+        left_turn = len(head) <= len(tail)
+        longer_head = head + text[len(head)] if left_turn else head
+        longer_tail = tail if left_turn else text[len(text) - len(tail) - 1] + tail
+        if columns(longer_head) + 1 + columns(longer_tail) > width:
+            return f"{head}…{tail}"
+        head, tail = longer_head, longer_tail
+
+
+def two_lines(text: str, width: int) -> tuple[str, ...]:
+    """Return `text` as one line, or broken after a separator into two, each at most `width` columns.
+
+    >>> two_lines("ensemble-accuracy", 12)
+    ('ensemble-', 'accuracy')
+    """
+    if columns(text) <= width:
+        return (text,)
+    breaks = [index for index, character in enumerate(text, 1) if character in "-_. /" and index < len(text)]
+    fitting = [index for index in breaks if columns(text[:index]) <= width]
+    if not fitting:
+        return (shorten(text, width),)
+    best = max(fitting)
+    return text[:best], shorten(text[best:], width)

@@ -2,57 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from markupsafe import Markup
 
-from kdpipe.pipeline.report import bars, curves, dag, figures, gates, scatter
-from kdpipe.pipeline.report.document import Parity, Report, StageEntry, Target
-from kdpipe.pipeline.report.formatting import DASH, count, duration, figure, percent, points, size
+from kdpipe.pipeline.report import curves, dag, figures, gates
+from kdpipe.pipeline.report.document import Report, StageEntry
+from kdpipe.pipeline.report.formatting import DASH, duration, figure, percent, plural, points, size
 from kdpipe.pipeline.report.svg import picture
-
-EMULATED = "an emulator's clock says nothing about the device; see the cycles"
-NOT_MEASURED = "not measured on this device"
-ONLY_EMULATED = "counted only on an emulated microcontroller"
-ONLY_FIRMWARE = "only a microcontroller's firmware has flash and RAM"
-NO_BASELINE = "no baseline was given to compare with"
-NO_REFERENCE = "no integer reference was given to compare with"
-NO_FILES = "no deployable file is listed"
-NO_DIVERGENCE = "every step agrees, so no layer diverges"
-NOT_TRACED = "the layers were not compared one by one"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A value in a table, or a dash with the reason for it."""
-
-    text: str
-    detail: str = ""
-    missing: str = ""
-    tone: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table whose first column names the rows; `notes` are the reasons for its dashes, in order of appearance."""
-
-    columns: tuple[str, ...]
-    rows: tuple[TableRow, ...]
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class TableRow:
-    """A row: its name, the line under it, its mark's colour group (None for no mark) and its cells."""
-
-    name: str
-    detail: str
-    group: int | None
-    cells: tuple[Cell, ...]
+from kdpipe.pipeline.report.target_view import (
+    Picture,
+    Table,
+    drop,
+    gates_table,
+    parity_table,
+    shipped,
+    target_charts,
+    targets_table,
+)
 
 
 @dataclass(frozen=True)
@@ -63,15 +33,6 @@ class Tile:
     value: str
     note: str
     tone: str = ""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A chart with its heading and, where several colours are in it, its legend of (group, name)."""
-
-    heading: str
-    drawing: Markup
-    legend: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -138,8 +99,9 @@ def nodes_of(stages: Sequence[StageEntry]) -> list[dag.Node]:
     return [
         dag.Node(
             name=stage.name,
-            note=stage.uses + (f" · {duration(stage.seconds)}" if stage.seconds and stage.status == "ran" else ""),
+            note=stage.uses,
             status=stage.status,
+            time=duration(stage.seconds) if stage.seconds and stage.status == "ran" else "",
             needs=tuple(stage.needs),
             link=f"#stage-{index}",
         )
@@ -150,15 +112,6 @@ def nodes_of(stages: Sequence[StageEntry]) -> list[dag.Node]:
 def mark(status: str) -> Markup:
     """Return the sign of a status as a picture of its own."""
     return picture(16, 16, status, dag.status_mark(status, 8, 8), class_="sign-only")
-
-
-def plural(number: int, noun: str) -> str:
-    """Return a number with its noun.
-
-    >>> plural(1, "stage"), plural(3, "stage")
-    ('1 stage', '3 stages')
-    """
-    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def summary(report: Report, counts: Counter[str]) -> str:
@@ -214,7 +167,7 @@ def tiles(report: Report, counts: Counter[str]) -> tuple[Tile, ...]:
                 tone,
             )
         )
-    sizes = [(_shipped(target), target) for target in report.targets]
+    sizes = [(shipped(target), target) for target in report.targets]
     sized = [(number, target) for number, target in sizes if number]
     if sized:
         least, target = min(sized, key=lambda item: item[0])
@@ -225,9 +178,7 @@ def tiles(report: Report, counts: Counter[str]) -> tuple[Tile, ...]:
 def problems(report: Report) -> tuple[tuple[str, str], ...]:
     """Return what went wrong as (anchor, sentence): failed stages first, then broken gates."""
     failed = [
-        (f"#stage-{index}", f"{stage.name}: {stage.error or 'the stage failed without a message'}")
-        for index, stage in enumerate(report.stages, 1)
-        if stage.status == "failed"
+        (f"#stage-{index}", _failure(stage)) for index, stage in enumerate(report.stages, 1) if stage.status == "failed"
     ]
     broken = [
         ("#gates", gates.sentence(target, gate))
@@ -238,152 +189,10 @@ def problems(report: Report) -> tuple[tuple[str, str], ...]:
     return tuple(failed + broken)
 
 
-def drop(target: Target) -> float | None:
-    """Return the baseline's accuracy less the target's, or None where one of them is missing."""
-    if target.accuracy is None or target.baseline_accuracy is None:
-        return None
-    return target.baseline_accuracy - target.accuracy
-
-
-def _shipped(target: Target) -> float | None:
-    """Return the bytes that go to the device: the flash image where there is one, the files otherwise."""
-    return target.flash_bytes if target.flash_bytes is not None else target.size_bytes
-
-
-def _cell(value: float | None, write: Callable[[float], str], missing: str, detail: str = "") -> Cell:
-    return Cell(DASH, missing=missing) if value is None else Cell(write(value), detail)
-
-
-def _table(columns: Sequence[str], rows: Sequence[TableRow]) -> Table | None:
-    """Return a table with its notes, or None where it has no row."""
-    notes = dict.fromkeys(cell.missing for row in rows for cell in row.cells if cell.missing)
-    return Table(tuple(columns), tuple(rows), tuple(notes)) if rows else None
-
-
-def targets_table(targets: Sequence[Target]) -> Table | None:
-    """Return the table of targets: accuracy, size, latency and what a microcontroller needs."""
-    columns = ("Accuracy", "Drop", "Files", "Latency", "Instructions", "Cycles", "Flash", "RAM", "Gates")
-    return _table(
-        columns, [TableRow(t.name, f"{t.format} on {t.device}", i, _target_cells(t)) for i, t in enumerate(targets)]
-    )
-
-
-def _target_cells(target: Target) -> tuple[Cell, ...]:
-    latency, emulated = target.latency_ms, target.cycles is not None or target.instructions is not None
-    tail = f"p95 {latency.p95:.3g} ms" if latency and latency.p95 is not None else ""
-    images = f"{count(target.samples)} images" if target.samples is not None else ""
-    return (
-        _cell(target.accuracy, lambda value: percent(value, 2), NOT_MEASURED, images),
-        _cell(drop(target), points, NO_BASELINE),
-        _cell(target.size_bytes, size, NO_FILES, plural(len(target.files), "file") if target.files else ""),
-        _cell(
-            latency.median if latency else None,
-            lambda value: f"{value:.3g} ms",
-            EMULATED if emulated else NOT_MEASURED,
-            tail,
-        ),
-        _cell(target.instructions, count, ONLY_EMULATED),
-        _cell(target.cycles, count, ONLY_EMULATED, "estimated" if target.cycles is not None else ""),
-        _cell(target.flash_bytes, size, ONLY_FIRMWARE),
-        _cell(target.ram_bytes, size, ONLY_FIRMWARE),
-        _gates_cell(target),
-    )
-
-
-def _gates_cell(target: Target) -> Cell:
-    if not target.gates:
-        return Cell(DASH, missing="no gate is declared for it")
-    passed = sum(gate.passed for gate in target.gates)
-    return Cell(f"{passed} of {len(target.gates)}", tone="good" if passed == len(target.gates) else "bad")
-
-
-def gates_table(targets: Sequence[Target]) -> Table | None:
-    """Return the table of gates: limit, value, whether it holds."""
-    rows = []
-    for index, target in enumerate(targets):
-        for gate in target.gates:
-            value = gates.amount(gate.name, gate.value)
-            rows.append(
-                TableRow(
-                    gate.name,
-                    target.name,
-                    index,
-                    (
-                        Cell(f"{gates.direction(gate.name)} {gates.amount(gate.name, gate.limit)}"),
-                        Cell(value, missing="" if gate.value is not None else gate.reason or "it was not measured"),
-                        Cell("holds", tone="good") if gate.passed else Cell("broken", tone="bad"),
-                    ),
-                )
-            )
-    return _table(("Limit", "Value", "Result"), rows)
-
-
-def parity_table(targets: Sequence[Target]) -> Table | None:
-    """Return the table of parity, of the targets that were compared with a reference; None where none was."""
-    rows = [
-        TableRow(target.name, f"{target.format} on {target.device}", index, _parity_cells(target.parity))
-        for index, target in enumerate(targets)
-        if target.parity is not None
-    ]
-    return _table(("Top-1 agreement", "Largest difference", "First layer that diverges"), rows)
-
-
-def _parity_cells(parity: Parity) -> tuple[Cell, ...]:
-    exact = parity.max_step_difference == 0
-    layer = Cell(parity.first_divergent_layer or DASH, missing="" if parity.first_divergent_layer else NOT_TRACED)
-    if exact and not parity.first_divergent_layer:
-        layer = Cell(DASH, missing=NO_DIVERGENCE)
-
-    def steps(value: float) -> str:
-        return "0, equal to the bit" if value == 0 else f"{value:g} step" + ("" if value == 1 else "s")
-
-    difference = _cell(parity.max_step_difference, steps, NO_REFERENCE)
-    agreement = _cell(parity.top1_agreement, lambda value: percent(value, 2), NO_REFERENCE)
-    return agreement, Cell(difference.text, missing=difference.missing, tone="good" if exact else ""), layer
-
-
-def target_charts(targets: Sequence[Target]) -> tuple[Picture, ...]:
-    """Return the charts of the targets: accuracy against size, latency, and what a microcontroller needs."""
-    charts = []
-    marks = [
-        scatter.Mark(target.name, number, target.accuracy, index)
-        for index, target in enumerate(targets)
-        if (number := _shipped(target)) and target.accuracy is not None and math.isfinite(target.accuracy)
-    ]
-    if marks:
-        baselines = {target.baseline_accuracy for target in targets if target.baseline_accuracy is not None}
-        charts.append(
-            Picture("Accuracy against size", scatter.chart(marks, baselines.pop() if len(baselines) == 1 else None))
-        )
-    for heading, gate, scale, read, write in _FIGURES:
-        rows = [
-            bars.Bar(
-                target.name,
-                value,
-                write(value),
-                index,
-                None if (limit := gates.limit_of(target, gate)) is None else limit * scale,
-                "" if limit is None else gates.amount(gate, limit) if scale > 1 else write(limit),
-            )
-            for index, target in enumerate(targets)
-            if (value := read(target)) is not None and math.isfinite(value) and value >= 0
-        ]
-        if rows:
-            charts.append(Picture(heading, bars.chart(heading, rows[:24])))
-    return tuple(charts)
-
-
-def _latency(target: Target) -> float | None:
-    return target.latency_ms.median if target.latency_ms else None
-
-
-_FIGURES: tuple[tuple[str, str, float, Callable[[Target], float | None], Callable[[float], str]], ...] = (
-    ("Latency of one image, median", "latency_ms", 1.0, _latency, lambda value: f"{value:.3g} ms"),
-    ("Flash", "flash_kib", 1024.0, lambda target: target.flash_bytes, size),
-    ("RAM", "ram_kib", 1024.0, lambda target: target.ram_bytes, size),
-    ("Instructions of one image", "instructions", 1.0, lambda target: target.instructions, count),
-    ("Cycles of one image, estimated", "cycles", 1.0, lambda target: target.cycles, count),
-)
+def _failure(stage: StageEntry) -> str:
+    """Return a failed stage's message, which begins with its name."""
+    message = stage.error or "the stage failed without a message"
+    return message if message.startswith(stage.name) else f"{stage.name}: {message}"
 
 
 def stage_views(stages: Sequence[StageEntry], folder: Path) -> tuple[StageView, ...]:
