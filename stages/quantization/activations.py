@@ -1,0 +1,308 @@
+"""Activation quantizers: 2 to 8 bits, unsigned after ReLU, signed elsewhere, with a learned clip.
+
+In training, out = s * clamp(round(x / s), low, high) with s = clip / high. The gradient passes where x lies inside
+the clip; the clip itself learns from what it cuts off (PACT, Choi et al. 2018, arXiv:1805.06085, also for signed
+ranges). In evaluation the same quantizer computes what integer hardware computes, in the fixed point of
+`kdpipe.targets.fixed_point`: the accumulator in whole units, the bias rounded to them, multiplier and shift.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from kdpipe.stages.quantization.weights import QuantizedConv2d, QuantizedLinear
+from kdpipe.targets.errors import GraphError, UnsupportedError
+from kdpipe.targets.fixed_point import Rounding, multiply_by_quantized_multiplier, quantize_multipliers
+from kdpipe.targets.graph import Quantization
+from kdpipe.targets.lower import absorb, batch_norm_line
+
+FLOAT_BITS = 32
+_KEPT_VALUES = 1 << 16
+_CLIP_CANDIDATES = 48
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """In place where allowed, with one bool mask kept for the backward pass: the cost is memory passes."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, scale: Tensor, low: int, high: int, in_place: bool) -> Tensor:  # type: ignore[override]
+        if in_place:
+            ctx.mark_dirty(x)
+            steps = x.div_(scale)
+        else:
+            steps = x / scale
+        inside = (steps > low) & (steps < high)
+        out = steps.round_().clamp_(low, high).mul_(scale)
+        ctx.save_for_backward(inside, out, scale)
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):  # type: ignore[override, no-untyped-def]
+        inside, out, scale = ctx.saved_tensors
+        to_scale = None
+        if ctx.needs_input_grad[1]:
+            # Where the clip cut, out = limit * scale, so d out / d scale = out / scale.
+            cut = gradient.masked_fill(inside, 0)
+            to_scale = torch.dot(cut.flatten(), out.flatten()) / scale
+        return gradient * inside, to_scale, None, None, None
+
+
+class Source(Protocol):
+    """What stands before a quantizer in integer arithmetic."""
+
+    def units(self, output: Quantization) -> NDArray[np.float64]:
+        """Return what one unit of the accumulator stands for: float64 [O], or [1] for all channels."""
+        ...
+
+
+@dataclass(frozen=True)
+class LayerSource:
+    """A quantized convolution or linear layer, the batch norm after it if any, and the quantizer of its input."""
+
+    layer: QuantizedConv2d | QuantizedLinear
+    norm: nn.BatchNorm1d | nn.BatchNorm2d | None
+    input: ActivationQuantizer
+
+    def units(self, output: Quantization) -> NDArray[np.float64]:
+        """Return s_in * (the scale with which the channel is deployed), float64 [O]."""
+        weight, steps, _ = self.layer.integer_weight()
+        values, scales = weight.cpu().numpy(), steps.cpu().numpy()
+        gain, offset = np.ones(len(values)), np.zeros(len(values))
+        if self.norm is not None:
+            gain, offset = batch_norm_line(self.norm)
+        source = self.input.quantization()
+        return source.scale * absorb(values, scales, gain, offset, source, output).scales.astype(np.float64)
+
+
+@dataclass(frozen=True)
+class StoredSource:
+    """A tensor that is stored already, with another quantization."""
+
+    input: ActivationQuantizer
+
+    def units(self, output: Quantization) -> NDArray[np.float64]:
+        """Return the step of the stored tensor, [1]."""
+        return np.array([self.input.quantization().scale])
+
+
+class ActivationQuantizer(nn.Module):
+    """Rounds activations to `2**bits` values.
+
+    Args:
+        name: the tensor's name in the integer graph, for messages.
+        bits: 2 to 8.
+        signed: symmetric around 0; otherwise from 0 up, which is a ReLU as well.
+        rounding: of the fixed point, in evaluation.
+        source: what the fixed point requantizes; None for sums and for the network's input.
+        in_place: whether the input may be overwritten in training: nobody else reads it.
+        producers: modules whose output is the input: with a hook on one of them nothing is overwritten.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        bits: int,
+        *,
+        signed: bool,
+        rounding: Rounding = "single",
+        source: Source | None = None,
+        in_place: bool = False,
+        producers: Iterable[nn.Module] = (),
+    ) -> None:
+        super().__init__()
+        if not 2 <= bits <= 8:
+            raise UnsupportedError(
+                f"activations of {bits} bits are not supported", where=f"layer {name}", remedy="Use 2 to 8"
+            )
+        self.name = name
+        self.bits = bits
+        self.signed = signed
+        self.rounding: Rounding = rounding
+        self.precision = bits
+        self.clip = nn.Parameter(torch.tensor(1.0))
+        # In tuples, so that they are not registered as submodules a second time.
+        self._source = (source,)
+        self._in_place = in_place
+        self._producers = tuple(producers)
+        self._observed: list[Tensor] | None = None
+
+    def add_producer(self, producer: nn.Module) -> None:
+        """Name one more module whose output is the input."""
+        self._producers = (*self._producers, producer)
+
+    @property
+    def rounds_now(self) -> bool:
+        """Whether outputs lie on the quantizer's own steps: not while observing or at another precision."""
+        return self._observed is None and self.precision == self.bits
+
+    def levels(self, bits: int | None = None) -> tuple[int, int]:
+        """Return the lowest and the highest output in steps, at `bits` bits (its own by default)."""
+        bits = bits or self.bits
+        return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if self.signed else (0, 2**bits - 1)
+
+    def scale(self, bits: int | None = None) -> Tensor:
+        """Return the step, a float32 scalar."""
+        return self.clip / self.levels(bits)[1]
+
+    def quantization(self) -> Quantization:
+        """Return scale, zero point and range as stored.
+
+        Raises:
+            GraphError: the clip is zero, negative or not finite.
+        """
+        scale = float(self.scale().detach())
+        if not scale > 0 or not np.isfinite(scale):
+            raise GraphError(
+                f"its activation quantizer is dead: scale {scale}",
+                where=f"layer {self.name}",
+                remedy="Calibrate on samples that reach this layer, or train with a lower learning rate",
+            )
+        half = 2 ** (self.bits - 1)
+        return Quantization(scale, 0 if self.signed else -half, -half, half - 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape [B, ...] -> the same."""
+        if self._observed is not None:
+            x = x if self.signed else x.relu()
+            self._observed.append(_thin(x.detach()))
+            return x
+        if not self.training and self.precision == self.bits:
+            return self._deployed(x)
+        if self.precision >= FLOAT_BITS:
+            return x.clamp(-self.clip.detach(), self.clip.detach()) if self.signed else x.clamp(0, self.clip.detach())
+        low, high = self.levels(self.precision)
+        in_place = self._in_place and not any(producer._forward_hooks for producer in self._producers)
+        return _FakeQuantize.apply(x, self.scale(self.precision), low, high, in_place)
+
+    def _deployed(self, x: Tensor) -> Tensor:
+        quantization = self.quantization()
+        low, high = self.levels()
+        if self._source[0] is None:
+            steps = (x / quantization.scale).round_().clamp_(low, high)
+            return steps.mul_(quantization.scale)
+        units = self._source[0].units(quantization)
+        by_channel = (1, -1, *[1] * (x.ndim - 2))
+        accumulator = (x.double() / torch.from_numpy(units).to(x.device).view(by_channel)).round_()
+        # beyond int32 the output is clamped anyway
+        accumulator = accumulator.clamp_(-(2**31), 2**31 - 1).to(torch.int64)
+        multiplier, shift = quantize_multipliers(units / quantization.scale)
+        scaled = multiply_by_quantized_multiplier(
+            accumulator.cpu().numpy(), multiplier.reshape(by_channel), shift.reshape(by_channel), self.rounding
+        )
+        stored = torch.from_numpy(scaled).clamp_(low, high).to(x.device, x.dtype)
+        return stored.mul_(quantization.scale)
+
+    def observe(self) -> None:
+        """Let activations through unrounded from now on, and remember a sample of them."""
+        self._observed = []
+
+    def calibrate(self) -> None:
+        """Set the clip that minimises the squared error on what was observed, and round from now on."""
+        observed, self._observed = self._observed or [], None
+        values = torch.cat(observed) if observed else torch.empty(0)
+        with torch.no_grad():
+            self.clip.fill_(best_clip(values, *self.levels()))
+
+    def extra_repr(self) -> str:
+        """Return name, width and sign."""
+        return f"{self.name!r}, bits={self.bits}, {'signed' if self.signed else 'unsigned'}"
+
+
+class InputQuantizer(nn.Module):
+    """Rounds the network's input to 8 bits with a zero point: its range is known or observed, never learned.
+
+    Args:
+        name: the input's name in the integer graph.
+        low: the smallest real value.
+        high: the largest; both together with 0 lie in the range.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, name: str, low: float = -1.0, high: float = 1.0) -> None:
+        super().__init__()
+        self.name = name
+        self.register_buffer("scale", torch.tensor(1.0))
+        self.register_buffer("zero_point", torch.tensor(0))
+        self.set_range(low, high)
+
+    def set_range(self, low: float, high: float) -> None:
+        """Set scale and zero point so that [low, high], extended to hold 0, is covered."""
+        low, high = min(low, 0.0), max(high, 0.0)
+        self.scale.fill_((high - low) / 255)
+        self.zero_point.fill_(int(np.clip(round(-128 - low / max(float(self.scale), 1e-38)), -128, 127)))
+
+    @property
+    def rounds_now(self) -> bool:
+        """Whether outputs lie on the quantizer's own steps: always."""
+        return True
+
+    def quantization(self) -> Quantization:
+        """Return scale, zero point and range as stored.
+
+        Raises:
+            GraphError: the range was empty.
+        """
+        scale = float(self.scale)
+        if not scale > 0 or not np.isfinite(scale):
+            raise GraphError(
+                f"its input quantizer is dead: scale {scale}",
+                where=f"input {self.name}",
+                remedy="Calibrate on samples that are not all zero",
+            )
+        return Quantization(scale, int(self.zero_point), -128, 127)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, ...] -> the same; no gradient."""
+        with torch.no_grad():
+            steps = (x / self.scale).round_()
+            return steps.clamp_(-128 - self.zero_point, 127 - self.zero_point).mul_(self.scale)
+
+
+def best_clip(values: Tensor, low: int, high: int) -> float:
+    """Return the clip c that minimises the mean squared error of rounding with the step c / high.
+
+    Args:
+        values: observed activations, any shape; none, or only zeros, give 0, which `quantization` refuses.
+        low: the lowest output in steps.
+        high: the highest.
+    """
+    values = values.flatten().float()
+    largest = float(values.abs().max()) if values.numel() else 0.0
+    if not largest > 0:
+        return 0.0
+    best, least = largest, float("inf")
+    for index in range(_CLIP_CANDIDATES):
+        clip = largest * 0.96**index
+        step = clip / high
+        error = float((values - (values / step).round_().clamp_(low, high).mul_(step)).square_().mean())
+        if error < least:
+            best, least = clip, error
+    return best
+
+
+@contextmanager
+def calibrating(module: nn.Module) -> Iterator[None]:
+    """Let every activation quantizer in `module` observe inside the context and set its clip at the end."""
+    quantizers = [part for part in module.modules() if isinstance(part, ActivationQuantizer)]
+    for quantizer in quantizers:
+        quantizer.observe()
+    yield
+    for quantizer in quantizers:
+        quantizer.calibrate()
+
+
+def _thin(values: Tensor) -> Tensor:
+    """Return at most `_KEPT_VALUES` of the values, evenly spaced, and the extreme ones."""
+    flat = values.flatten()
+    stride = max(1, flat.numel() // _KEPT_VALUES)
+    return torch.cat([flat[::stride], flat.min().view(1), flat.max().view(1)]).float()

@@ -1,0 +1,76 @@
+"""Layers of a prepared module beside its quantizers."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from kdpipe.targets.graph import Pair, Quantization
+
+
+class StoresIntegers(Protocol):
+    """An activation quantizer, as a layer that works on its integers needs it."""
+
+    @property
+    def rounds_now(self) -> bool:
+        """Whether outputs lie on the quantizer's own steps."""
+        ...
+
+    def quantization(self) -> Quantization:
+        """Return scale, zero point and range."""
+        ...
+
+
+class Scope(nn.Identity):
+    """Stands where a container or a fused ReLU stood, so that its path keeps its children and its hooks.
+
+    Called with what the original would have returned, it returns just that.
+
+    Args:
+        children: modules by name.
+    """
+
+    def __init__(self, children: dict[str, nn.Module | None] | None = None) -> None:
+        super().__init__()
+        if children is not None:
+            self._modules = children
+
+
+class AveragePool(nn.AvgPool2d):
+    """Mean over a window of stored integers, rounded as `kdpipe.targets.graph.AveragePool2d` says.
+
+    The gradient is the exact mean's.
+
+    Args:
+        kernel: (height, width).
+        stride: (vertical, horizontal).
+    """
+
+    def __init__(self, kernel: Pair, stride: Pair) -> None:
+        super().__init__(kernel, stride)
+        # In a tuple, so that it is not registered as a submodule a second time.
+        self._source: tuple[StoresIntegers, ...] = ()
+
+    def read_from(self, source: StoresIntegers) -> None:
+        """Set the quantizer whose integers are averaged."""
+        self._source = (source,)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, H', W']."""
+        mean = super().forward(input)
+        if not self._source or not self._source[0].rounds_now:
+            return mean
+        quantization = self._source[0].quantization()
+        height, width = self.kernel_size  # type: ignore[misc]
+        rounded = _round_mean(mean.detach(), int(height * width), quantization)
+        return mean + (rounded - mean).detach() if mean.requires_grad else rounded
+
+
+def _round_mean(mean: Tensor, count: int, quantization: Quantization) -> Tensor:
+    """Return the mean of `count` stored integers, rounded half away from zero, as a real number."""
+    total = (mean.double() * (count / quantization.scale)).round_() + quantization.zero_point * count
+    stored = torch.sign(total) * torch.floor((total.abs() + count // 2) / count)
+    stored = stored.clamp_(quantization.qmin, quantization.qmax) - quantization.zero_point
+    return stored.to(mean.dtype) * quantization.scale

@@ -1,0 +1,352 @@
+"""The operations that can be quantized, brought to one form each.
+
+A user's module spells an addition `a + b`, `a.add_(b)` or `torch.add(a, b)`, and a global mean in even more ways.
+`normalize` rewrites a traced graph so that each operation has one spelling, and lists what has no integer form.
+
+| operation | form afterwards |
+| --- | --- |
+| convolution, linear | call_module of nn.Conv2d, nn.Linear |
+| batch norm | call_module of nn.BatchNorm2d, nn.BatchNorm1d |
+| ReLU | call_function torch.relu |
+| sum of two tensors | call_function operator.add |
+| average pooling, mean over a window or the map | call_module of AveragePool |
+| max pooling | call_module of nn.MaxPool2d |
+| [B, C, H, W] to [B, C * H * W] | call_function torch.flatten |
+| dropout | call_module of nn.Dropout or nn.Dropout2d |
+| identity | none: its input stands for it |
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from kdpipe.stages.quantization.layers import AveragePool
+from kdpipe.stages.quantization.tracing import SCOPE, SHAPE, Traced
+from kdpipe.targets.lower import PATH
+
+INSERTED = "inserted"
+"""Name of the submodule of a prepared module that holds what was inserted."""
+
+LAYERS = (nn.Conv2d, nn.Linear)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+DROPOUTS = (nn.Dropout, nn.Dropout2d)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An operation that can't be quantized.
+
+    Args:
+        path: of the module that does it, or that calls it.
+        operation: what it is.
+        remedy: what to do instead.
+    """
+
+    path: str
+    operation: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.path or 'the module itself'}: {self.operation}. {self.remedy}"
+
+
+@dataclass
+class Normalized:
+    """A graph in which every operation has one form.
+
+    Args:
+        root: the copied module; new modules are in its submodule `INSERTED`.
+        graph: its operations.
+        taps: by path, the node whose value a container, a ReLU or an identity returned.
+        problems: what has no integer form; with any, the graph is not to be used.
+    """
+
+    root: nn.Module
+    graph: fx.Graph
+    taps: dict[str, fx.Node] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def module(self, node: fx.Node) -> nn.Module | None:
+        """Return the module that a call_module node calls, None for other nodes."""
+        return self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+    def insert(self, name: str, module: nn.Module) -> str:
+        """Register a new module and return its path; dots in `name` become underscores, a taken name a number."""
+        holder = getattr(self.root, INSERTED)
+        wanted = name = name.replace(".", "_")
+        for number in itertools.count(1):
+            if not hasattr(holder, name):
+                break
+            name = f"{wanted}_{number}"
+        holder.add_module(name, module.train(self.root.training))
+        return f"{INSERTED}.{name}"
+
+    def replace(self, old: fx.Node, new: fx.Node) -> None:
+        """Let `new` stand for `old`, which is erased."""
+        new.meta.setdefault(SCOPE, old.meta.get(SCOPE, ""))
+        old.replace_all_uses_with(new)
+        for path, node in self.taps.items():
+            if node is old:
+                self.taps[path] = new
+        self.graph.erase_node(old)
+
+
+def is_relu(node: Any) -> bool:
+    """Return whether a node of a normalized graph is a ReLU."""
+    return isinstance(node, fx.Node) and node.op == "call_function" and node.target is torch.relu
+
+
+def is_add(node: fx.Node) -> bool:
+    """Return whether a node of a normalized graph is a sum."""
+    return node.op == "call_function" and node.target is operator.add
+
+
+def is_flatten(node: fx.Node) -> bool:
+    """Return whether a node of a normalized graph is a flattening."""
+    return node.op == "call_function" and node.target is torch.flatten
+
+
+def normalize(traced: Traced) -> Normalized:
+    """Bring every operation to its one form; see the table above."""
+    if hasattr(traced.root, INSERTED):
+        problem = Problem("", f"the module has a submodule {INSERTED!r}", "Rename it, or quantize the float module")
+        return Normalized(traced.root, traced.graph, problems=[problem])
+    traced.root.add_module(INSERTED, nn.Module())
+    result = Normalized(traced.root, traced.graph, dict(traced.returned))
+    called: set[str] = set()
+    for node in list(traced.graph.nodes):
+        if node.op in ("placeholder", "output"):
+            continue
+        node.meta[PATH] = _path(node)
+        if node.op == "call_module":
+            problem = _normalize_module(result, node, called)
+        elif node.op == "get_attr":
+            problem = "a parameter or buffer that is used outside a layer", "Move it into a layer of torch.nn"
+        elif SHAPE not in node.meta:
+            continue  # arithmetic on sizes; what uses it is replaced, and it goes with the dead code
+        else:
+            problem = _normalize_call(result, node)
+        if problem:
+            result.problems.append(Problem(node.meta[PATH], *problem))
+    if len([node for node in traced.graph.nodes if node.op == "placeholder"]) != 1:
+        result.problems.append(Problem("", "it takes several inputs", "One input tensor can be deployed"))
+    for node in reversed(list(traced.graph.nodes)):
+        if node.op in ("call_function", "call_method") and SHAPE not in node.meta and not node.users:
+            traced.graph.erase_node(node)
+    return result
+
+
+Complaint = tuple[str, str] | None
+"""Operation and remedy, or None where all is well."""
+
+
+def _path(node: fx.Node) -> str:
+    if node.op == "call_module":
+        return str(node.target)
+    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", str(node.target))
+    name = {"iadd": "add", "add_": "add", "relu_": "relu", "boolean_dispatch": "pool", "fn": "pool"}.get(name, name)
+    scope = node.meta.get(SCOPE, "")
+    return f"{scope}.{name}" if scope else name
+
+
+def _normalize_module(result: Normalized, node: fx.Node, called: set[str]) -> Complaint:
+    module, path = result.module(node), str(node.target)
+    again, _ = path in called, called.add(path)
+    if isinstance(module, (*LAYERS, *NORMS)) and again:
+        return "a layer that is called more than once", "Give each call a layer of its own"
+    if isinstance(module, nn.Conv2d):
+        if module.padding_mode != "zeros":
+            return f"convolution with padding_mode={module.padding_mode!r}", "Use padding_mode='zeros'"
+    elif isinstance(module, NORMS):
+        if module.running_mean is None:
+            return "batch norm without running statistics", "Use track_running_stats=True"
+    elif isinstance(module, nn.ReLU):
+        _replace_by_function(result, node, torch.relu, (node.args[0],), tap=path)
+    elif isinstance(module, nn.Flatten):
+        return _flatten(result, node)
+    elif isinstance(module, nn.AvgPool2d):
+        exact = (module.padding, module.ceil_mode, module.divisor_override)
+        return _average(result, node, module.kernel_size, module.stride, exact, tap=path)
+    elif isinstance(module, nn.AdaptiveAvgPool2d):
+        return _adaptive(result, node, module.output_size, tap=path)
+    elif isinstance(module, nn.MaxPool2d):
+        if module.dilation not in (1, (1, 1)) or module.ceil_mode or module.return_indices:
+            return "max pooling with dilation, ceil_mode or return_indices", "Use the defaults of these three"
+    elif isinstance(module, nn.Identity):
+        result.taps[path] = node.all_input_nodes[0]
+        result.replace(node, node.all_input_nodes[0])
+    elif not isinstance(module, (*LAYERS, *DROPOUTS)):
+        return f"{type(module).__name__} has no integer form here", _remedy(type(module).__name__)
+    return None
+
+
+def _normalize_call(result: Normalized, node: fx.Node) -> Complaint:
+    target = node.target
+    if target in _ADDS:
+        return _add(result, node)
+    if target in _RELUS:
+        _replace_by_function(result, node, torch.relu, (node.args[0],))
+        return None
+    if target in (torch.flatten, "flatten", "view", "reshape", torch.reshape):
+        return _flatten(result, node)
+    if target in (torch.mean, "mean"):
+        return _mean(result, node)
+    if target in (F.adaptive_avg_pool2d, getattr(torch, "adaptive_avg_pool2d", None)):
+        size = node.args[1] if len(node.args) > 1 else node.kwargs.get("output_size")
+        return _adaptive(result, node, size)
+    if target in (F.avg_pool2d, torch._C._nn.avg_pool2d):
+        return _functional_average(result, node)
+    if target in (F.max_pool2d, torch.max_pool2d):
+        return _functional_max(result, node)
+    if target is F.dropout:
+        probability = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
+        _replace_by_module(result, node, nn.Dropout(float(probability)))
+        return None
+    if target == "contiguous":
+        result.replace(node, node.all_input_nodes[0])
+        return None
+    name = node.meta[PATH].rpartition(".")[2]
+    return f"the operation {name!r} has no integer form here", _remedy(name)
+
+
+_ADDS = (operator.add, operator.iadd, torch.add, "add", "add_")
+_RELUS = (torch.relu, torch.relu_, F.relu, F.relu_, "relu", "relu_")
+_REMEDIES = {
+    "ReLU6": "Use nn.ReLU: the learned clip takes the part of the 6",
+    "getitem": "Use a strided 1x1 convolution with batch norm instead of slicing (shortcut: projection)",
+    "pad": "Use the padding of the next convolution, or a 1x1 convolution for new channels (shortcut: projection)",
+    "Softmax": "Leave it out: the largest logit is the largest probability",
+    "softmax": "Leave it out: the largest logit is the largest probability",
+}
+
+
+def _remedy(name: str) -> str:
+    known = "convolution, linear, batch norm, ReLU, sum, mean, average and max pooling, flatten, dropout"
+    return _REMEDIES.get(name, f"Replace it by what can be quantized: {known}")
+
+
+def _replace_by_function(
+    result: Normalized, node: fx.Node, function: Callable[..., Any], args: tuple[Any, ...], tap: str | None = None
+) -> fx.Node:
+    with result.graph.inserting_before(node):
+        new = result.graph.call_function(function, args)
+    new.meta.update(node.meta)
+    if tap is not None:
+        result.taps[tap] = node
+    result.replace(node, new)
+    return new
+
+
+def _replace_by_module(result: Normalized, node: fx.Node, module: nn.Module, tap: str | None = None) -> fx.Node:
+    path = result.insert(node.meta[PATH], module)
+    with result.graph.inserting_before(node):
+        new = result.graph.call_module(path, (node.all_input_nodes[0],))
+    new.meta.update(node.meta)
+    if tap is not None:
+        result.taps[tap] = node
+    result.replace(node, new)
+    return new
+
+
+def _add(result: Normalized, node: fx.Node) -> Complaint:
+    inputs = node.args
+    shapes = [arg.meta.get(SHAPE) if isinstance(arg, fx.Node) else None for arg in inputs]
+    if len(inputs) != 2 or None in shapes or node.kwargs:
+        return "a sum with a number or a factor", "Put constants into a layer's bias"
+    if shapes[0] != shapes[1]:
+        return f"a sum of shapes {list(shapes[0] or ())} and {list(shapes[1] or ())}", "Bring both to one shape"
+    _replace_by_function(result, node, operator.add, (inputs[0], inputs[1]))
+    return None
+
+
+def _flatten(result: Normalized, node: fx.Node) -> Complaint:
+    source = node.all_input_nodes[0]
+    before, after = source.meta[SHAPE], node.meta[SHAPE]
+    if before == after:
+        result.replace(node, source)
+        return None
+    if len(after) != 2 or after[0] != before[0]:
+        return f"a reshaping from {list(before)} to {list(after)}", "Only flattening all but the batch is possible"
+    tap = str(node.target) if node.op == "call_module" else None
+    _replace_by_function(result, node, torch.flatten, (source, 1), tap=tap)
+    return None
+
+
+def _average(
+    result: Normalized, node: fx.Node, kernel: Any, stride: Any, exact: tuple[Any, Any, Any], tap: str | None = None
+) -> Complaint:
+    padding, ceil_mode, divisor = exact
+    if padding not in (0, (0, 0), [0, 0]) or ceil_mode or divisor is not None:
+        return "average pooling with padding, ceil_mode or divisor_override", "Use the defaults of these three"
+    window = _pair(kernel)
+    _replace_by_module(result, node, AveragePool(window, _pair(stride) if stride else window), tap)
+    return None
+
+
+def _adaptive(result: Normalized, node: fx.Node, size: Any, tap: str | None = None) -> Complaint:
+    shape = node.all_input_nodes[0].meta[SHAPE]
+    wanted = [known if out is None else out for known, out in zip(shape[2:], _pair_or_none(size), strict=True)]
+    if len(shape) != 4 or any(known % out for known, out in zip(shape[2:], wanted, strict=True)):
+        return f"adaptive pooling of {list(shape[2:])} to {wanted}", "The output size must divide the input's"
+    window = (shape[2] // wanted[0], shape[3] // wanted[1])
+    _replace_by_module(result, node, AveragePool(window, window), tap)
+    return None
+
+
+def _mean(result: Normalized, node: fx.Node) -> Complaint:
+    shape = node.all_input_nodes[0].meta[SHAPE]
+    dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    axes = sorted(axis % len(shape) for axis in dims) if isinstance(dims, list | tuple) else dims
+    if len(shape) != 4 or axes != [2, 3]:
+        return f"a mean over dimensions {dims}", "Only the mean over height and width is possible"
+    window = (shape[2], shape[3])
+    flat = len(node.meta[SHAPE]) == 2
+    pool = _replace_by_module(result, node, AveragePool(window, window))
+    pool.meta[SHAPE] = (*shape[:2], 1, 1)
+    if flat:
+        with result.graph.inserting_after(pool):
+            new = result.graph.call_function(torch.flatten, (pool, 1))
+        new.meta.update({SCOPE: pool.meta[SCOPE], PATH: f"{pool.meta[PATH]}.flatten", SHAPE: shape[:2]})
+        pool.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+        for path, tapped in result.taps.items():
+            if tapped is pool:
+                result.taps[path] = new
+    return None
+
+
+def _functional_average(result: Normalized, node: fx.Node) -> Complaint:
+    given = _arguments(node, "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+    exact = (given.get("padding", 0), given.get("ceil_mode", False), given.get("divisor_override"))
+    return _average(result, node, given["kernel_size"], given.get("stride"), exact)
+
+
+def _functional_max(result: Normalized, node: fx.Node) -> Complaint:
+    given = _arguments(node, "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+    if given.get("dilation", 1) not in (1, (1, 1)) or given.get("ceil_mode") or given.get("return_indices"):
+        return "max pooling with dilation, ceil_mode or return_indices", "Use the defaults of these three"
+    pool = nn.MaxPool2d(given["kernel_size"], given.get("stride") or given["kernel_size"], given.get("padding", 0))
+    _replace_by_module(result, node, pool)
+    return None
+
+
+def _arguments(node: fx.Node, *names: str) -> dict[str, Any]:
+    return dict(zip(names, node.args[1:], strict=False)) | {
+        key: node.kwargs[key] for key in names if key in node.kwargs
+    }
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    first, second = _pair_or_none(value)
+    return int(first), int(second)
+
+
+def _pair_or_none(value: Any) -> tuple[Any, Any]:
+    return tuple(value) if isinstance(value, tuple | list) else (value, value)  # type: ignore[return-value]

@@ -1,0 +1,312 @@
+"""From a float module to one that is trained as it will be deployed: quantizers inserted by graph.
+
+Integer hardware rounds at these places, so here they are rounded in training too: the input; the output of each
+convolution or linear layer, after its batch norm and ReLU; each sum, after its ReLU; each change of width. Max
+pooling and flattening keep their input's integers, average pooling rounds to them. Weights are quantized in place:
+`layer1.0.conv1.weight` keeps its name, and every path of the module still names what it did, hooks included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, fx, nn
+
+from kdpipe.stages.quantization.activations import (
+    ActivationQuantizer,
+    InputQuantizer,
+    LayerSource,
+    Source,
+    StoredSource,
+)
+from kdpipe.stages.quantization.layers import AveragePool, Scope
+from kdpipe.stages.quantization.operations import (
+    DROPOUTS,
+    LAYERS,
+    NORMS,
+    Normalized,
+    Problem,
+    is_add,
+    is_flatten,
+    is_relu,
+    normalize,
+)
+from kdpipe.stages.quantization.tracing import SHAPE, trace
+from kdpipe.stages.quantization.weights import QuantizedConv2d, QuantizedLinear
+from kdpipe.targets.errors import UnsupportedError
+from kdpipe.targets.fixed_point import Rounding
+from kdpipe.targets.lower import PATH
+
+WIDE_BITS = 8
+"""Width of the input, of the output, of what is added or averaged, and of the first and last layer's inputs."""
+
+INPUT_NAME = "input"
+
+
+@dataclass(frozen=True)
+class QuantizationConfig:
+    """How a module is quantized.
+
+    Args:
+        weight_bits: 2 (ternary), 3, 4 or 8.
+        activation_bits: 2 to 8, of what convolutions and linear layers read.
+        first_last_bits: weight width of the layers that read the input and of the one that makes the output.
+        rounding: of the fixed point in which the network is deployed and evaluated.
+    """
+
+    weight_bits: int = 2
+    activation_bits: int = 8
+    first_last_bits: int = 8
+    rounding: Rounding = "single"
+
+
+def prepare(module: nn.Module, example: Tensor, config: QuantizationConfig) -> fx.GraphModule:
+    """Return a quantized copy of `module`, its quantizers not yet calibrated.
+
+    Args:
+        module: any traceable module of the operations in `operations.normalize`; left as it is.
+        example: an input [B, ...] on the module's device; its values do not matter.
+        config: widths and rounding.
+
+    Raises:
+        UnsupportedError: lists every operation that can't be quantized, by module, with a remedy.
+        NetworkError: the module can't be traced.
+    """
+    normalized = normalize(trace(module, example))
+    _find_misplaced(normalized)
+    if normalized.problems:
+        listed = "".join(f"\n  - {problem}" for problem in normalized.problems)
+        count = len(normalized.problems)
+        raise UnsupportedError(f"{count} operation{'s' * (count > 1)} of the network can't be quantized:{listed}")
+    preparation = _Preparation(normalized, config)
+    preparation.insert_quantizers()
+    preparation.insert_taps()
+    normalized.graph.lint()
+    prepared = fx.GraphModule(normalized.root, normalized.graph, class_name=type(module).__name__)
+    prepared.to(example.device)
+    return prepared.train(module.training)
+
+
+def quantizers(prepared: nn.Module) -> list[ActivationQuantizer]:
+    """Return the activation quantizers of a prepared module, the input's left out, in order."""
+    return [part for part in prepared.modules() if isinstance(part, ActivationQuantizer)]
+
+
+def input_quantizer(prepared: nn.Module) -> InputQuantizer:
+    """Return the quantizer of a prepared module's input."""
+    return next(part for part in prepared.modules() if isinstance(part, InputQuantizer))
+
+
+def _sole_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _find_misplaced(normalized: Normalized) -> None:
+    """Add problems that only an operation's neighbours show."""
+    if normalized.problems:
+        return
+    for node in normalized.graph.nodes:
+        if node.op == "output" and not isinstance(node.args[0], fx.Node):
+            problem = Problem("", "it returns several values", "Return one tensor, the logits")
+        elif isinstance(normalized.module(node), NORMS):
+            before = node.all_input_nodes[0]
+            if isinstance(normalized.module(before), LAYERS) and _sole_user(before) is node:
+                continue
+            problem = Problem(
+                node.meta[PATH],
+                "batch norm that does not directly follow a convolution or linear layer of its own",
+                "Put it behind one; it is absorbed into that layer's scales",
+            )
+        else:
+            continue
+        normalized.problems.append(problem)
+
+
+class _Preparation:
+    """One preparation's state.
+
+    `stored` has, for each node whose value integer hardware stores, the quantizer of its integers. `final` has, for
+    a node whose value is only stored after rounding, the node of the rounded value.
+    """
+
+    def __init__(self, normalized: Normalized, config: QuantizationConfig) -> None:
+        self.normalized = normalized
+        self.graph = normalized.graph
+        self.config = config
+        self.stored: dict[fx.Node, ActivationQuantizer | InputQuantizer] = {}
+        self.final: dict[fx.Node, fx.Node] = {}
+        self.narrowed: dict[fx.Node, fx.Node] = {}
+        self.names = {INPUT_NAME}
+        self.wide_layers = self._first_and_last()
+
+    def insert_quantizers(self) -> None:
+        """Visit every operation in order: quantize layers' weights and whatever is to be stored."""
+        for node in list(self.graph.nodes):
+            module = self.normalized.module(node)
+            if node.op == "placeholder":
+                self._quantize_input(node)
+            elif isinstance(module, LAYERS):
+                self._quantize_layer(node)
+            elif is_add(node):
+                self._quantize_value(node, node, None, [])
+            elif is_relu(node) and node not in self.final:
+                self._quantize_stored(node)
+            elif node.op != "output" and not isinstance(module, NORMS) and not is_relu(node):
+                self._keep(node)
+
+    def insert_taps(self) -> None:
+        """Call a `Scope` at the path of each container and fused ReLU, with what that returned."""
+        for path, node in self.normalized.taps.items():
+            if not path:
+                continue
+            value = self.final.get(node, node)
+            original = self.normalized.root.get_submodule(path)
+            scope = Scope(original._modules)
+            parent, _, name = path.rpartition(".")
+            setattr(self.normalized.root.get_submodule(parent), name, scope)
+            with self.graph.inserting_after(value):
+                self.graph.call_module(path, (value,))
+            for user in value.users:
+                quantizer = self.normalized.module(user)
+                if isinstance(quantizer, ActivationQuantizer):
+                    quantizer.add_producer(scope)
+
+    def _first_and_last(self) -> set[fx.Node]:
+        layers = [node for node in self.graph.nodes if isinstance(self.normalized.module(node), LAYERS)]
+        wide = set(layers[-1:])
+        for node in self.graph.nodes:
+            if node.op == "placeholder":
+                wide |= {user for user in self._readers(node) if user in layers}
+        return wide
+
+    def _readers(self, node: fx.Node) -> list[fx.Node]:
+        """Return the nodes that read `node`'s integers, through those that keep them."""
+        found: list[fx.Node] = []
+        for user in node.users:
+            keeps = is_flatten(user) or isinstance(self.normalized.module(user), (nn.MaxPool2d, *DROPOUTS))
+            found += self._readers(user) if keeps else [user]
+        return found
+
+    def _wanted_bits(self, reader: fx.Node) -> int:
+        narrow = isinstance(self.normalized.module(reader), LAYERS) and reader not in self.wide_layers
+        return self.config.activation_bits if narrow else WIDE_BITS
+
+    def _name(self, wanted: str) -> str:
+        name, number = wanted, 0
+        while name in self.names:
+            number += 1
+            name = f"{wanted}_{number}"
+        self.names.add(name)
+        return name
+
+    def _quantize_input(self, node: fx.Node) -> None:
+        quantizer = InputQuantizer(INPUT_NAME)
+        path = self.normalized.insert(INPUT_NAME, quantizer)
+        with self.graph.inserting_after(node):
+            rounded = self.graph.call_module(path, (node,))
+        node.replace_all_uses_with(rounded, delete_user_cb=lambda user: user is not rounded)
+        rounded.meta.update(node.meta | {PATH: INPUT_NAME})
+        self.stored[rounded] = quantizer
+        self.final[node] = rounded
+
+    def _quantize_layer(self, node: fx.Node) -> None:
+        layer = self.normalized.module(node)
+        source = self._narrow(node)
+        bits = self.config.first_last_bits if node in self.wide_layers else self.config.weight_bits
+        quantized: QuantizedConv2d | QuantizedLinear
+        if isinstance(layer, nn.Conv2d):
+            quantized = QuantizedConv2d.of(layer, bits)
+        else:
+            assert isinstance(layer, nn.Linear)  # noqa: S101  # one of LAYERS
+            quantized = QuantizedLinear.of(layer, bits)
+        parent, _, name = str(node.target).rpartition(".")
+        setattr(self.normalized.root.get_submodule(parent), name, quantized)
+        producers: list[nn.Module] = [quantized]
+        end, norm = node, None
+        user = _sole_user(node)
+        if user is not None and isinstance(module := self.normalized.module(user), NORMS):
+            end, norm = user, module
+            producers.append(module)
+        self._quantize_value(node, end, LayerSource(quantized, norm, source), producers)
+
+    def _narrow(self, layer: fx.Node) -> ActivationQuantizer | InputQuantizer:
+        """Return the quantizer of what `layer` reads, requantized first where it is wider than the layer takes."""
+        value = layer.all_input_nodes[0]
+        quantizer, bits = self.stored[value], self._wanted_bits(layer)
+        if isinstance(quantizer, InputQuantizer) or quantizer.bits <= bits:
+            return quantizer
+        if value not in self.narrowed:
+            narrow = self._make(
+                f"{value.meta.get(PATH, value.name)}.requantize", bits, quantizer.signed, StoredSource(quantizer)
+            )
+            self.narrowed[value] = self._insert(value, narrow)
+        rounded = self.narrowed[value]
+        layer.replace_input_with(value, rounded)
+        found = self.stored[rounded]
+        assert isinstance(found, ActivationQuantizer)  # noqa: S101  # _insert stored it
+        return found
+
+    def _quantize_value(self, start: fx.Node, end: fx.Node, source: Source | None, producers: list[nn.Module]) -> None:
+        """Round what `end` computes, together with the ReLU that alone reads it."""
+        relu = _sole_user(end)
+        fused = relu is not None and is_relu(relu)
+        value = relu if fused and relu is not None else end
+        bits = max((self._wanted_bits(reader) for reader in self._readers(value)), default=WIDE_BITS)
+        quantizer = self._make(start.meta[PATH], bits, not fused, source, in_place=True, producers=producers)
+        rounded = self._insert(end, quantizer)
+        if fused and relu is not None:
+            # everybody, taps too, reads the rounded value; the ReLU is part of it
+            relu.replace_all_uses_with(rounded)
+            self.graph.erase_node(relu)
+            self.final[relu] = rounded
+        else:
+            end.replace_all_uses_with(rounded, delete_user_cb=lambda user: user is not rounded)
+            self.final[end] = rounded
+
+    def _quantize_stored(self, relu: fx.Node) -> None:
+        """Round a ReLU of what is stored already: integers are requantized."""
+        value = relu.all_input_nodes[0]
+        bits = max((self._wanted_bits(reader) for reader in self._readers(relu)), default=WIDE_BITS)
+        quantizer = self._make(relu.meta[PATH], bits, False, StoredSource(self.stored[value]))
+        rounded = self._insert(value, quantizer)
+        relu.replace_all_uses_with(rounded)
+        self.graph.erase_node(relu)
+        self.final[relu] = rounded
+
+    def _keep(self, node: fx.Node) -> None:
+        """Let a pooling, flattening or dropout have its input's integers."""
+        source = self.stored[node.all_input_nodes[0]]
+        self.stored[node] = source
+        module = self.normalized.module(node)
+        if isinstance(module, AveragePool):
+            module.read_from(source)
+        if not isinstance(module, DROPOUTS):
+            node.meta[PATH] = self._name(node.meta[PATH])
+
+    def _make(
+        self,
+        name: str,
+        bits: int,
+        signed: bool,
+        source: Source | None,
+        *,
+        in_place: bool = False,
+        producers: list[nn.Module] | None = None,
+    ) -> ActivationQuantizer:
+        return ActivationQuantizer(
+            self._name(name),
+            bits,
+            signed=signed,
+            rounding=self.config.rounding,
+            source=source,
+            in_place=in_place,
+            producers=producers or (),
+        )
+
+    def _insert(self, value: fx.Node, quantizer: ActivationQuantizer) -> fx.Node:
+        path = self.normalized.insert(quantizer.name, quantizer)
+        with self.graph.inserting_after(value):
+            rounded = self.graph.call_module(path, (value,))
+        rounded.meta.update({PATH: quantizer.name, SHAPE: value.meta.get(SHAPE)})
+        self.stored[rounded] = quantizer
+        return rounded

@@ -1,0 +1,113 @@
+"""A module's graph, with the place in the module tree at which each operation happens."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from kdpipe.targets.errors import NetworkError
+
+SCOPE = "scope"
+"""Key of an fx node's `meta`: the path of the container whose forward holds the operation."""
+
+SHAPE = "shape"
+"""Key of an fx node's `meta`: the shape of the tensor that it produces, for a batch of the example's size."""
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What tracing found.
+
+    Args:
+        root: a copy of the module.
+        graph: its operations; modules of torch.nn are one operation each, all other modules are opened.
+        returned: by path, the node that each opened module returned. Those that returned no tensor are left out.
+    """
+
+    root: nn.Module
+    graph: fx.Graph
+    returned: dict[str, fx.Node]
+
+
+class _Tracer(fx.Tracer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.path = ""
+        self.returned: dict[str, Any] = {}
+        self.twice: list[str] = []
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+        path, outer = self.path_of_module(m), self.path
+        leaf = self.is_leaf_module(m, path)
+        self.path = outer if leaf else path
+        try:
+            result = super().call_module(m, forward, args, kwargs)
+        finally:
+            self.path = outer
+        if not leaf:
+            if path in self.returned:
+                self.twice.append(path)
+            self.returned[path] = result
+        return result
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        node.meta[SCOPE] = self.path
+        return node
+
+
+def trace(module: nn.Module, example: Tensor) -> Traced:
+    """Trace a copy of a module.
+
+    Args:
+        module: takes one tensor.
+        example: an input [B, ...]; the module is run on it once, in evaluation mode, to learn every shape.
+
+    Raises:
+        NetworkError: the module's forward depends on its input's values, calls a module twice that has modules of
+            its own, or does not take the example.
+    """
+    root = copy.deepcopy(module)
+    tracer = _Tracer()
+    try:
+        graph = tracer.trace(root)
+    except Exception as error:  # a user's forward may raise anything when it is run on a proxy
+        raise NetworkError(
+            f"{type(module).__name__} can't be traced: {error}",
+            remedy="Its forward must not branch on tensor values; see the documentation of torch.fx",
+        ) from None
+    if tracer.twice:
+        raise NetworkError(
+            f"{', '.join(tracer.twice)} is called more than once",
+            remedy="Give each call a module of its own: each needs its own quantizers",
+        )
+    _infer_shapes(root, graph, example)
+    nodes = {path: value.node for path, value in tracer.returned.items() if isinstance(value, fx.Proxy)}
+    return Traced(root, graph, nodes)
+
+
+def _infer_shapes(root: nn.Module, graph: fx.Graph, example: Tensor) -> None:
+    class Shapes(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            result = super().run_node(n)
+            if isinstance(result, Tensor):
+                n.meta[SHAPE] = tuple(result.shape)
+            return result
+
+    modes = {part: part.training for part in root.modules()}
+    root.eval()
+    try:
+        with torch.no_grad():
+            Shapes(root, graph=graph).run(example)
+    except Exception as error:  # torch raises several kinds for a shape that does not fit
+        raise NetworkError(
+            f"{type(root).__name__} does not take an input of shape {list(example.shape[1:])}: {error}"
+        ) from None
+    finally:
+        for part, mode in modes.items():
+            part.training = mode

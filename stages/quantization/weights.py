@@ -1,0 +1,220 @@
+"""Weight quantizers: ternary (2 bits), 3, 4 and 8 bits, symmetric, with one step for each output channel.
+
+    Q(w) = sign(w) * D * min(floor(|w| / D + 1/2), M),  M = 2**(b - 1) - 1
+
+so that 2 bits give {-D, 0, D}. The step D minimises ||w - Q(w)||^2 over the channel (Hwang and Sung 2014, "Fixed-point
+feedforward deep neural network design using weights +1, 0, and -1"). The gradient is straight-through: the float
+weights behind Q receive the gradient of Q(w) unchanged.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from kdpipe.targets.errors import UnsupportedError
+from kdpipe.targets.graph import WEIGHT_BITS
+
+CALIBRATION_ROUNDS = 20
+
+
+def weight_limit(bits: int) -> int:
+    """Return M, the largest stored weight at `bits` bits."""
+    return int(2 ** (bits - 1) - 1)
+
+
+def to_steps(weight: Tensor, step: Tensor, limit: int) -> Tensor:
+    """Return sign(w) * min(floor(|w| / D + 1/2), M).
+
+    Args:
+        weight: [O, K].
+        step: D, [O, 1], positive.
+        limit: M.
+
+    Returns:
+        Whole numbers in [-M, M], in weight's type, [O, K].
+    """
+    return (weight / step).abs_().add_(0.5).floor_().clamp_(max=limit).copysign_(weight)
+
+
+def ternary_step(weight: Tensor) -> Tensor:
+    """Return the step that minimises ||w - Q(w)||^2 among all ternary Q, exactly, for each row.
+
+    With the k largest |w| kept, D is their mean S_k / k and the error ||w||^2 - S_k^2 / k; so the best k maximises
+    S_k^2 / k, and a sort finds it.
+
+    Args:
+        weight: [O, K].
+
+    Returns:
+        [O, 1], positive: a row of zeros gets 1, which represents it as well as any step.
+    """
+    sums = weight.abs().sort(dim=1, descending=True).values.cumsum(dim=1)
+    counts = torch.arange(1, weight.shape[1] + 1, dtype=weight.dtype, device=weight.device)
+    best = (sums.square() / counts).argmax(dim=1, keepdim=True)
+    return _positive(sums.gather(1, best) / counts[best])
+
+
+def refine_step(weight: Tensor, step: Tensor, limit: int, rounds: int = 1) -> Tensor:
+    """Lower ||w - Q(w)||^2 by alternation: q = to_steps(w, D), then D = sum(w q) / sum(q^2).
+
+    Args:
+        weight: [O, K].
+        step: where to start, [O, 1], positive.
+        limit: M.
+        rounds: how often.
+
+    Returns:
+        [O, 1], positive. A row of which every weight rounds to zero keeps its step.
+    """
+    for _ in range(rounds):
+        q = to_steps(weight, step, limit)
+        energy = q.square().sum(dim=1, keepdim=True)
+        step = torch.where(energy > 0, (weight * q).sum(dim=1, keepdim=True) / energy.clamp(min=1), step)
+    return step
+
+
+def optimal_step(weight: Tensor, bits: int) -> Tensor:
+    """Return the L2-optimal step for each row of `weight [O, K]` as [O, 1]: exact at 2 bits, by alternation above.
+
+    The alternation starts from the step that reaches the largest weight, and from smaller ones that clip it, and
+    keeps the best.
+    """
+    if bits == 2:
+        return ternary_step(weight)
+    limit = weight_limit(bits)
+    widest = weight.abs().amax(dim=1, keepdim=True) / limit
+    best, least = _positive(widest), None
+    for shrink in (1.0, 0.8, 0.6, 0.4):
+        step = refine_step(weight, _positive(widest * shrink), limit, CALIBRATION_ROUNDS)
+        error = (weight - to_steps(weight, step, limit) * step).square().sum(dim=1, keepdim=True)
+        if least is None:
+            best, least = step, error
+        else:
+            best, least = torch.where(error < least, step, best), torch.minimum(error, least)
+    return best
+
+
+def _positive(step: Tensor) -> Tensor:
+    return torch.where(step > 0, step, torch.ones_like(step))
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Forward Q(w), backward the identity."""
+
+    @staticmethod
+    def forward(ctx, weight: Tensor, step: Tensor, limit: int) -> Tensor:  # type: ignore[override]
+        return to_steps(weight.flatten(1), step, limit).mul_(step).view_as(weight)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return gradient, None, None
+
+
+class WeightQuantizer(nn.Module):
+    """Q(w) with one step for each output channel, which follows the weights during training.
+
+    In training each call takes one round of the alternation from the last step: the weights move little between two
+    steps, so it stays at the optimum without being solved anew.
+
+    Args:
+        channels: output channels.
+        bits: 2, 3, 4 or 8.
+
+    Raises:
+        UnsupportedError: another width.
+    """
+
+    step: Tensor
+
+    def __init__(self, channels: int, bits: int) -> None:
+        super().__init__()
+        if bits not in WEIGHT_BITS:
+            raise UnsupportedError(f"weights of {bits} bits are not supported", remedy=f"Use one of {WEIGHT_BITS}")
+        self.bits = bits
+        self.follow = True
+        self.register_buffer("step", torch.ones(channels, 1))
+
+    @torch.no_grad()
+    def calibrate(self, weight: Tensor) -> None:
+        """Set the optimal step for `weight [O, ...]`."""
+        self.step.copy_(optimal_step(weight.flatten(1), self.bits))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """[O, ...] -> [O, ...]."""
+        limit = weight_limit(self.bits)
+        if self.training and self.follow:
+            with torch.no_grad():
+                self.step.copy_(refine_step(weight.detach().flatten(1), self.step, limit))
+        return _StraightThrough.apply(weight, self.step.clone(), limit)
+
+    @torch.no_grad()
+    def integers(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what is stored for `weight [O, ...]`: int8 of its shape, and the steps, float32 [O]."""
+        q = to_steps(weight.flatten(1), self.step, weight_limit(self.bits))
+        return q.view_as(weight).to(torch.int8), self.step.flatten().to(torch.float32)
+
+    def extra_repr(self) -> str:
+        """Return the width."""
+        return f"bits={self.bits}"
+
+
+class _Quantized:
+    """What quantized layers share: `integer_weight`, as `kdpipe.targets.lower` asks for it."""
+
+    weight: Tensor
+    weight_quantizer: WeightQuantizer
+
+    def integer_weight(self) -> tuple[Tensor, Tensor, int]:
+        """Return int8 weights, float32 scales [O], and the width."""
+        values, scales = self.weight_quantizer.integers(self.weight)
+        return values, scales, self.weight_quantizer.bits
+
+
+class QuantizedConv2d(_Quantized, nn.Conv2d):
+    """A convolution computed with Q(weight). Its parameters have the names that nn.Conv2d gives them."""
+
+    weight_quantizer: WeightQuantizer
+
+    @classmethod
+    def of(cls, layer: nn.Conv2d, bits: int) -> QuantizedConv2d:
+        """Return a copy of `layer` with its weights, at `bits` bits."""
+        quantized = cls(
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,  # type: ignore[arg-type]
+            layer.stride,  # type: ignore[arg-type]
+            layer.padding,  # type: ignore[arg-type]
+            layer.dilation,  # type: ignore[arg-type]
+            layer.groups,
+            layer.bias is not None,
+            layer.padding_mode,
+            device="meta",
+        )
+        quantized.weight, quantized.bias = layer.weight, layer.bias
+        quantized.weight_quantizer = WeightQuantizer(layer.out_channels, bits).to(layer.weight.device)
+        quantized.weight_quantizer.calibrate(layer.weight)
+        return quantized.train(layer.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, O, H', W']."""
+        return self._conv_forward(input, self.weight_quantizer(self.weight), self.bias)
+
+
+class QuantizedLinear(_Quantized, nn.Linear):
+    """A linear layer computed with Q(weight). Its parameters have the names that nn.Linear gives them."""
+
+    weight_quantizer: WeightQuantizer
+
+    @classmethod
+    def of(cls, layer: nn.Linear, bits: int) -> QuantizedLinear:
+        """Return a copy of `layer` with its weights, at `bits` bits."""
+        quantized = cls(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+        quantized.weight, quantized.bias = layer.weight, layer.bias
+        quantized.weight_quantizer = WeightQuantizer(layer.out_features, bits).to(layer.weight.device)
+        quantized.weight_quantizer.calibrate(layer.weight)
+        return quantized.train(layer.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[B, I] -> [B, O]."""
+        return nn.functional.linear(input, self.weight_quantizer(self.weight), self.bias)

@@ -1,0 +1,385 @@
+"""From a quantized torch module to the integer graph.
+
+The module is a `torch.fx.GraphModule` in which every tensor that integer hardware stores goes through an activation
+quantizer (`kdpipe.stages.quantization.prepare` makes such modules from ordinary ones). What a quantizer and a
+quantized layer must offer is declared here, so that this module depends on no training code. Batch norm is absorbed
+into the scales of the convolution before it: with the trained scale s_w[o], the statistics mu and var and the
+parameters gamma and beta of a channel o,
+
+    y[o] = a * (s_in * s_w * acc + b - mu) + beta,   a = gamma / sqrt(var + eps),   b the layer's own bias
+         = s_in * (s_w * |a|) * (sign(a) * acc + bias),   bias = round((a * (b - mu) + beta) / (s_in * s_w * |a|))
+
+so a negative gamma flips the signs of the channel's weights, and no weight leaves its width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdpipe.targets.errors import GraphError, KdpipeError, UnsupportedError
+from kdpipe.targets.fixed_point import INT32_MAX, Rounding
+from kdpipe.targets.graph import (
+    Add,
+    AveragePool2d,
+    Conv2d,
+    Flatten,
+    IntegerGraph,
+    Linear,
+    MaxPool2d,
+    Node,
+    Normalization,
+    Operator,
+    Padding,
+    Pair,
+    Quantization,
+    Requantize,
+    TensorType,
+    Weight,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor, fx
+
+PATH = "path"
+"""Key of an fx node's `meta` under which the name of its tensor in the integer graph stands."""
+
+NEGLIGIBLE_STEPS = 1e-3
+"""A channel that can't move its output by more than this many steps, whatever its input, is lowered to a constant."""
+
+
+@runtime_checkable
+class ActivationQuantizer(Protocol):
+    """A module that rounds real activations to the values that stored integers stand for."""
+
+    def quantization(self) -> Quantization:
+        """Return scale, zero point and range.
+
+        Raises:
+            GraphError: the scale is zero, negative or not finite; `where` names the tensor.
+        """
+        ...
+
+
+@runtime_checkable
+class QuantizedLayer(Protocol):
+    """A convolution or linear module (with nn.Conv2d's or nn.Linear's attributes) that has integer weights."""
+
+    def integer_weight(self) -> tuple[Tensor, Tensor, int]:
+        """Return the stored weights, int8 in the weight's shape, their scales, float32 [O], and their width."""
+        ...
+
+
+@dataclass(frozen=True)
+class Channels:
+    """How each output channel of a layer is deployed.
+
+    Args:
+        signs: by what the trained integer weights are multiplied: 1, -1 or (a constant channel) 0; int8 [O].
+        scales: float32 [O], positive.
+        bias: in units of s_in * scales, int32 [O].
+    """
+
+    signs: NDArray[np.int8]
+    scales: NDArray[np.float32]
+    bias: NDArray[np.int32]
+
+
+def absorb(
+    values: NDArray[np.int8],
+    scales: NDArray[np.float32],
+    gain: NDArray[np.float64],
+    offset: NDArray[np.float64],
+    source: Quantization,
+    output: Quantization,
+) -> Channels:
+    """Absorb y[o] = gain[o] * (s_in * scales[o] * acc[o]) + offset[o] into weights, scales and bias.
+
+    Args:
+        values: integer weights [O, ...].
+        scales: of the weights [O], positive.
+        gain: of the batch norm, 1 without one; [O].
+        offset: what is added to the channel in all; [O].
+        source: of the layer's input.
+        output: of the layer's output.
+
+    Raises:
+        GraphError: a scale or an offset is not finite, or a bias leaves int32.
+    """
+    if not (np.isfinite(gain).all() and np.isfinite(offset).all() and np.isfinite(scales).all()):
+        raise GraphError("its weights, bias or batch norm hold a value that is not finite")
+    if (scales <= 0).any():
+        raise GraphError("its weight quantizer is dead: a scale is zero or negative", remedy="Train it again")
+    reach = max(source.qmax - source.zero_point, source.zero_point - source.qmin)
+    magnitudes = np.abs(values.astype(np.int64)).reshape(len(values), -1).sum(axis=1)
+    widths = source.scale * scales.astype(np.float64) * np.abs(gain)
+    constant = widths * magnitudes * reach < NEGLIGIBLE_STEPS * output.scale
+    # In units of the output's step a constant is represented as well as it can be.
+    kept = np.where(constant, output.scale / source.scale, scales * np.abs(gain)).astype(np.float32)
+    if not np.isfinite(kept).all() or (kept <= 0).any():
+        raise GraphError("a channel's scale with its batch norm is too small or too large for float32")
+    bias = np.rint(offset / (source.scale * kept.astype(np.float64)))
+    largest = float(np.abs(bias).max(initial=0))
+    if largest > INT32_MAX:
+        channel = int(np.abs(bias).argmax())
+        raise GraphError(
+            f"the bias of channel {channel} needs {largest:.3g} of its units, beyond int32",
+            remedy="Its batch norm's gamma is nearly zero: train longer, or remove the channel",
+        )
+    return Channels(np.where(constant, 0, np.sign(gain)).astype(np.int8), kept, bias.astype(np.int32))
+
+
+def lower(
+    module: fx.GraphModule,
+    input_shape: tuple[int, ...],
+    *,
+    name: str,
+    rounding: Rounding = "single",
+    class_names: tuple[str, ...] = (),
+    normalization: Normalization | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> IntegerGraph:
+    """Lower a quantized module, as it computes in evaluation mode, to an integer graph.
+
+    Args:
+        module: a prepared module; left as it is.
+        input_shape: without the batch, [C, H, W] or [features].
+        name: of the graph.
+        rounding: of every requantization.
+        class_names: one for each output, or empty.
+        normalization: of the input, where known.
+        metadata: strings that travel with every export.
+
+    Raises:
+        GraphError: a value is not finite, a quantizer is dead, or the graph would be invalid; names the layer.
+        UnsupportedError: an operation has no integer form; names the layer.
+    """
+    lowering = _Lowering(module)
+    lowering.check_values()
+    lowering.infer_shapes(input_shape)
+    for node in module.graph.nodes:
+        lowering.visit(node)
+    if lowering.input is None or lowering.output is None:
+        raise UnsupportedError("the module's input or output is not quantized", remedy="Prepare the module first")
+    if not lowering.nodes or lowering.nodes[-1].name != lowering.output:
+        raise UnsupportedError("the module's output is not the last tensor that it computes")
+    return IntegerGraph(
+        name=name,
+        input_name=lowering.input[0],
+        input=lowering.input[1],
+        nodes=tuple(lowering.nodes),
+        rounding=rounding,
+        class_names=class_names,
+        normalization=normalization,
+        metadata=dict(metadata or {}),
+    )
+
+
+@dataclass(frozen=True)
+class _Accumulation:
+    """A convolution or linear layer, and the batch norm after it, not yet requantized: gain * layer + offset."""
+
+    layer: Any
+    path: str
+    source: str
+    gain: NDArray[np.float64]
+    offset: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class _Sum:
+    inputs: tuple[str, str]
+
+
+@dataclass
+class _Lowering:
+    """The walk over the module's graph. `values` says what each fx node is: a stored tensor, by name, or a part."""
+
+    module: Any
+    values: dict[Any, str | _Accumulation | _Sum] = field(default_factory=dict)
+    types: dict[str, TensorType] = field(default_factory=dict)
+    nodes: list[Node] = field(default_factory=list)
+    shapes: dict[Any, tuple[int, ...]] = field(default_factory=dict)
+    input: tuple[str, TensorType] | None = None
+    output: str | None = None
+
+    def check_values(self) -> None:
+        """Refuse values that are not finite and dead quantizers, by name."""
+        for name, tensor in self.module.state_dict().items():
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                layer, _, what = name.rpartition(".")
+                raise GraphError(
+                    f"its {what} holds a value that is not finite",
+                    where=f"layer {layer}",
+                    remedy="Training diverged or the checkpoint is damaged: train again with a lower learning rate",
+                )
+        for module in self.module.modules():
+            if isinstance(module, ActivationQuantizer):
+                module.quantization()
+
+    def infer_shapes(self, input_shape: tuple[int, ...]) -> None:
+        """Compute every tensor's shape, without the batch, by running the module once on zeros."""
+        import torch
+
+        shapes = self.shapes
+
+        class Shapes(torch.fx.Interpreter):  # type: ignore[misc]
+            def run_node(self, n: Any) -> Any:
+                result = super().run_node(n)
+                if isinstance(result, torch.Tensor):
+                    shapes[n] = tuple(result.shape[1:])
+                return result
+
+        training = {module: module.training for module in self.module.modules()}
+        parameter = next(self.module.parameters(), None)
+        self.module.eval()
+        try:
+            with torch.no_grad():
+                Shapes(self.module).run(
+                    torch.zeros(1, *input_shape, device=parameter.device if parameter is not None else None)
+                )
+        except KdpipeError:
+            raise
+        except (RuntimeError, IndexError, ValueError) as error:
+            raise GraphError(f"the module does not take an input of shape {list(input_shape)}: {error}") from None
+        finally:
+            for module, mode in training.items():
+                module.training = mode
+
+    def visit(self, node: Any) -> None:
+        """Lower one fx node."""
+        import operator
+
+        import torch
+        from torch import nn
+
+        if node.op == "placeholder":
+            return
+        if node.op == "output":
+            self.output = self._stored(node.args[0], "the output")
+            return
+        path = str(node.meta.get(PATH, node.target if node.op == "call_module" else node.name))
+        if node.op == "call_function" and node.target in (operator.add, torch.add):
+            self.values[node] = _Sum((self._stored(node.args[0], path), self._stored(node.args[1], path)))
+        elif node.op == "call_function" and node.target is torch.flatten:
+            self._emit(node, path, Flatten(), (self._stored(node.args[0], path),))
+        elif node.op != "call_module":
+            raise UnsupportedError(f"{node.target} has no integer form", where=f"layer {path}")
+        else:
+            layer = self.module.get_submodule(node.target)
+            if isinstance(layer, ActivationQuantizer):
+                self._quantize(node, path, layer.quantization())
+            elif isinstance(layer, QuantizedLayer):
+                self.values[node] = self._accumulate(node, layer)
+            elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+                self.values[node] = self._normalize(node, path, layer)
+            elif isinstance(layer, nn.AvgPool2d):
+                op = AveragePool2d(_pair(layer.kernel_size), _pair(layer.stride))
+                self._emit(node, path, op, (self._stored(node.args[0], path),))
+            elif isinstance(layer, nn.MaxPool2d):
+                vertical, horizontal = _pair(layer.padding)
+                padding = (vertical, horizontal, vertical, horizontal)
+                pool = MaxPool2d(_pair(layer.kernel_size), _pair(layer.stride), padding)
+                self._emit(node, path, pool, (self._stored(node.args[0], path),))
+            elif isinstance(layer, nn.Identity | nn.Dropout | nn.Dropout2d):
+                if node.args[0] in self.values:
+                    self.values[node] = self.values[node.args[0]]
+            else:
+                raise UnsupportedError(f"{type(layer).__name__} has no integer form", where=f"layer {path}")
+
+    def _stored(self, node: Any, path: str) -> str:
+        value = self.values.get(node)
+        if not isinstance(value, str):
+            raise UnsupportedError(f"{path} reads a tensor that no quantizer rounds", where=f"layer {path}")
+        return value
+
+    def _emit(self, node: Any, path: str, op: Operator, inputs: tuple[str, ...]) -> None:
+        """Add an operator that keeps its input's quantization."""
+        self._add(node, path, op, inputs, self.types[inputs[0]].quantization)
+
+    def _add(self, node: Any, path: str, op: Operator, inputs: tuple[str, ...], quantization: Quantization) -> None:
+        lowered = Node(path, op, inputs, TensorType(self.shapes[node], quantization))
+        self.nodes.append(lowered)
+        self.types[path] = lowered.output
+        self.values[node] = path
+
+    def _quantize(self, node: Any, path: str, quantization: Quantization) -> None:
+        argument = node.args[0]
+        if argument.op == "placeholder":
+            self.input = (path, TensorType(self.shapes[node], quantization))
+            self.types[path] = self.input[1]
+            self.values[node] = path
+            return
+        value = self.values.get(argument)
+        if isinstance(value, _Accumulation):
+            op, source = self._requantized(value, quantization), value.source
+            self._add(node, path, op, (source,), quantization)
+        elif isinstance(value, _Sum):
+            self._add(node, path, Add(), value.inputs, quantization)
+        elif value is not None:
+            self._add(node, path, Requantize(), (value,), quantization)
+        else:
+            raise UnsupportedError("a quantizer reads a tensor that has no integer form", where=f"layer {path}")
+
+    def _accumulate(self, node: Any, layer: Any) -> _Accumulation:
+        outputs = layer.weight.shape[0]
+        bias = np.zeros(outputs) if layer.bias is None else _float64(layer.bias)
+        return _Accumulation(layer, node.target, self._stored(node.args[0], node.target), np.ones(outputs), bias)
+
+    def _normalize(self, node: Any, path: str, norm: Any) -> _Accumulation:
+        value = self.values.get(node.args[0])
+        if not isinstance(value, _Accumulation):
+            raise UnsupportedError("a batch norm that does not follow a convolution", where=f"layer {path}")
+        gain, offset = batch_norm_line(norm)
+        return _Accumulation(value.layer, value.path, value.source, value.gain * gain, value.offset * gain + offset)
+
+    def _requantized(self, value: _Accumulation, output: Quantization) -> Conv2d | Linear:
+        layer = value.layer
+        try:
+            weight, scales, bits = layer.integer_weight()
+            values = weight.cpu().numpy()
+            source = self.types[value.source].quantization
+            channels = absorb(values, scales.cpu().numpy(), value.gain, value.offset, source, output)
+            signs = channels.signs.reshape(-1, *[1] * (values.ndim - 1))
+            deployed = Weight(np.ascontiguousarray(values * signs), channels.scales, bits)
+        except GraphError as error:
+            raise GraphError(error.message, where=f"layer {value.path}", remedy=error.remedy) from None
+        if values.ndim == 2:
+            return Linear(deployed, channels.bias)
+        stride, dilation = _pair(layer.stride), _pair(layer.dilation)
+        return Conv2d(deployed, channels.bias, stride, convolution_padding(layer), dilation, int(layer.groups))
+
+
+def batch_norm_line(norm: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return gain and offset, float64 [C], of a batch norm in evaluation mode: y = gain * x + offset."""
+    deviation = np.sqrt(_float64(norm.running_var) + norm.eps)
+    gain = (np.ones_like(deviation) if norm.weight is None else _float64(norm.weight)) / deviation
+    shift = np.zeros_like(gain) if norm.bias is None else _float64(norm.bias)
+    return gain, shift - gain * _float64(norm.running_mean)
+
+
+def convolution_padding(layer: Any) -> Padding:
+    """Return (top, left, bottom, right) of a convolution module, also where it says "same" or "valid"."""
+    if layer.padding == "valid":
+        return (0, 0, 0, 0)
+    if layer.padding == "same":
+        totals = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+        # torch puts the odd one after.
+        before = [total // 2 for total in totals]
+        return (before[0], before[1], totals[0] - before[0], totals[1] - before[1])
+    vertical, horizontal = _pair(layer.padding)
+    return (vertical, horizontal, vertical, horizontal)
+
+
+def _float64(tensor: Any) -> NDArray[np.float64]:
+    array: NDArray[np.float64] = tensor.detach().cpu().double().numpy()
+    return array
+
+
+def _pair(value: Any) -> Pair:
+    first, second = value if isinstance(value, tuple | list) else (value, value)
+    return (int(first), int(second))
