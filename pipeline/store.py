@@ -116,6 +116,10 @@ class Lookup:
     corrupted: tuple[str, ...] = ()
 
 
+_Signature = tuple[tuple[str, int, int, int], ...]
+"""Path, size, time of change and inode number of every file of an execution."""
+
+
 class Store:
     """The artifacts under one directory, which any number of runs may use at once.
 
@@ -125,6 +129,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._verified: dict[Path, _Signature] = {}
 
     def find(self, key: str) -> Lookup:
         """Return the newest intact execution of `key`, every file of which has the size and hash it should have."""
@@ -134,7 +139,7 @@ class Store:
                 manifest = read_manifest(directory)
                 if manifest.key != key:
                     raise ArtifactError("of another key", where=MANIFEST)
-                verify_outputs(directory, manifest)
+                self._verify(directory, manifest)
             except ArtifactError as error:
                 corrupted.append(str(error))
             else:
@@ -228,6 +233,14 @@ class Store:
                     lock.release()
             for directory in temporary.glob("discarded-*"):
                 remove_tree(directory)
+
+    def _verify(self, directory: Path, manifest: Manifest) -> None:
+        """Verify an execution, unless this process did and no file has been touched since."""
+        signature = _signature(directory)
+        if signature is None or self._verified.get(directory) != signature:
+            verify_outputs(directory, manifest)
+            if signature is not None:
+                self._verified[directory] = signature
 
     def _key_directory(self, key: str) -> Path:
         return self.root / "executions" / key[:2] / key[:_KEY_CHARACTERS]
@@ -340,6 +353,14 @@ def check_writable(root: Path) -> None:
         raise StorageError(
             f"the store can't be used: {error.message}", where=error.where, remedy=error.remedy
         ) from error
+
+
+def _signature(directory: Path) -> _Signature | None:
+    try:
+        files = [(path, path.stat()) for path in sorted(directory.rglob("*"))]
+    except OSError:
+        return None
+    return tuple((str(path), status.st_size, status.st_mtime_ns, status.st_ino) for path, status in files)
 
 
 def _new_id() -> str:

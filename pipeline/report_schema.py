@@ -1,0 +1,121 @@
+"""The format of report.json as types: the definition, documented in docs/report.md, that every run is checked by."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA: Literal[1] = 1
+Fraction = Field(ge=0, le=1)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class OutputReport(_Strict):
+    """One output of a stage: where it lies in the store, relative to the report's folder where that is possible."""
+
+    path: str
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class StageErrorReport(_Strict):
+    """Why a stage failed or was skipped."""
+
+    message: str
+
+
+class StageFindings(_Strict):
+    """What a stage returns beside its files: kdpipe.stages.base.Outcome as JSON."""
+
+    metrics: dict[str, float | int | str | bool | None]
+    history: dict[str, list[dict[str, float | int | None]]] = Field(description="training curves by series")
+    figures: dict[str, str] = Field(description="pictures by caption: paths relative to the report's folder")
+
+
+class StageReport(StageFindings):
+    """One stage or data source (`data.NAME`), in the order of execution."""
+
+    name: str
+    uses: str
+    status: Literal["ran", "cached", "failed", "skipped"]
+    key: str | None
+    seconds: float = Field(ge=0, description="how long it ran; of a cached stage, how long it took when it did")
+    outputs: dict[str, OutputReport]
+    needs: list[str] = Field(description="the stages that it takes inputs from")
+    reasons: list[str] = Field(description="why it ran, in words")
+    error: StageErrorReport | None
+
+
+class FileReport(_Strict):
+    """A deployable file; its path is relative to the artifact."""
+
+    path: str
+    bytes: int = Field(ge=0)
+
+
+class LatencyReport(_Strict):
+    """Milliseconds on a wall clock for one image."""
+
+    median: float = Field(ge=0)
+    p95: float = Field(ge=0)
+
+
+class ParityReport(_Strict):
+    """An artifact's outputs compared with those of the integer reference."""
+
+    max_step_difference: float | None
+    top1_agreement: float | None
+    first_divergent_layer: str | None
+
+
+class GateReport(_Strict):
+    """A limit, and the value that was found; `value` is null when there is none, and `reason` says why."""
+
+    name: str
+    limit: float
+    value: float | None
+    passed: bool
+    reason: str | None = None
+
+
+class TargetFindings(_Strict):
+    """What one validation found: kdpipe.stages.base.TargetRecord as JSON."""
+
+    format: str
+    device: str
+    files: list[FileReport]
+    accuracy: float = Fraction
+    samples: int = Field(ge=0)
+    baseline_accuracy: float | None = Field(ge=0, le=1)
+    latency_ms: LatencyReport | None
+    instructions: int | None
+    cycles: int | None
+    flash_bytes: int | None
+    ram_bytes: int | None
+    parity: ParityReport | None
+
+
+class TargetReport(TargetFindings):
+    """A validation in the report; `name` is its stage's."""
+
+    name: str
+    gates: list[GateReport]
+
+
+class Report(_Strict):
+    """The whole of report.json."""
+
+    schema_version: Literal[1] = Field(alias="schema")
+    pipeline: str
+    seed: int
+    status: Literal["passed", "failed"]
+    interrupted: bool
+    started: str = Field(description="when the run began: ISO 8601, UTC")
+    seconds: float = Field(ge=0, description="how long the run took")
+    kdpipe_version: str
+    stages: list[StageReport]
+    targets: list[TargetReport]
