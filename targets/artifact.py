@@ -15,6 +15,8 @@ from kdpipe.targets.graph import Conv2d, IntegerGraph, Linear, Normalization, Qu
 
 FORMAT = 1
 FILE = "artifact.json"
+INPUT_NAME, OUTPUT_NAME = "input", "logits"
+"""What every exported file calls its one input and its one output."""
 LAYOUTS = ("NCHW", "NHWC")
 TYPES = ("float32", "int8")
 
@@ -128,8 +130,8 @@ def describe(
         target=target,
         name=graph.name,
         files=tuple(files),
-        input=_tensor(graph.input_name, graph.input, input_type, layout),
-        output=_tensor(graph.output_name, graph.output, input_type, None),
+        input=_tensor(INPUT_NAME, graph.input, input_type, layout),
+        output=_tensor(OUTPUT_NAME, graph.output, input_type, None),
         classes=graph.class_names,
         normalization=graph.normalization,
         rounding=graph.rounding,

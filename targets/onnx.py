@@ -1,0 +1,261 @@
+"""An integer graph as ONNX: quantize and dequantize (QDQ) form, weights at the width they were trained at.
+
+Each tensor of the integer graph is stored under "NAME/stored" as uint8, 128 above the graph's own integers: on x86,
+onnxruntime has integer kernels for unsigned activations only. A weight of 2 bits is an INT2 initializer, one
+of 3 or 4 bits INT4; a Cast to INT8 and a DequantizeLinear follow. onnxruntime folds the Cast when it loads the model
+and fuses DequantizeLinear - operator - QuantizeLinear into one integer kernel. Pools, Flatten and the Clip of
+activations of fewer than 8 bits work on the stored integers directly.
+
+Runtimes requantize in floating point (ONNX's QuantizeLinear: round half to even), so that a stored integer can be
+one step from the integer graph's, whose fixed point rounds halves away or up.
+
+Source: ONNX operators 25, https://onnx.ai/onnx/operators/.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdpipe.targets.artifact import INPUT_NAME, OUTPUT_NAME, kdpipe_version
+from kdpipe.targets.dependencies import require
+from kdpipe.targets.graph import (
+    Add,
+    AveragePool2d,
+    Conv2d,
+    Flatten,
+    IntegerGraph,
+    Linear,
+    MaxPool2d,
+    Node,
+    Quantization,
+    Requantize,
+    Weight,
+)
+from kdpipe.targets.packing import pack_lowest_first
+
+OPSET = 25
+FILE = "model.onnx"
+OFFSET = 128
+"""What is added to the graph's integers, in [-128, 127], to store them as uint8."""
+STORED_BITS = {2: 2, 3: 4, 4: 4, 8: 8}
+
+
+def stored_name(tensor: str) -> str:
+    """Return the name in the ONNX file of a tensor's stored integers."""
+    return f"{tensor}/stored"
+
+
+def export(graph: IntegerGraph, directory: Path) -> list[Path]:
+    """Write `graph` as model.onnx into `directory`.
+
+    The input is float32 `input` [N, C, H, W], normalized; the output float32 `logits` [N, ...]; N is free.
+
+    Raises:
+        MissingDependencyError: onnx is not installed.
+    """
+    onnx = require("onnx", "onnx")
+    model = build_model(graph)
+    onnx.checker.check_model(model, full_check=True)
+    path = directory / FILE
+    path.write_bytes(model.SerializeToString(deterministic=True))
+    return [path]
+
+
+def build_model(graph: IntegerGraph) -> Any:
+    """Return `graph` as an onnx.ModelProto."""
+    onnx = require("onnx", "onnx")
+    writer = _Writer(onnx)
+    writer.quantize(INPUT_NAME, graph.input_name, graph.input.quantization)
+    for node in graph.nodes:
+        _WRITERS[type(node.op)](writer, graph, node)
+    output = graph.output
+    writer.dequantize(graph.output_name, output.quantization, to=OUTPUT_NAME)
+    helper, float32 = onnx.helper, onnx.TensorProto.FLOAT
+    model = helper.make_model(
+        helper.make_graph(
+            writer.nodes,
+            graph.name,
+            [helper.make_tensor_value_info(INPUT_NAME, float32, ["N", *graph.input.shape])],
+            [helper.make_tensor_value_info(OUTPUT_NAME, float32, ["N", *output.shape])],
+            writer.initializers,
+        ),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        producer_name="kdpipe",
+        producer_version=kdpipe_version(),
+    )
+    model.ir_version = helper.find_min_ir_version_for(model.opset_import)
+    helper.set_model_props(model, _properties(graph))
+    return model
+
+
+def _properties(graph: IntegerGraph) -> dict[str, str]:
+    properties = {
+        **graph.metadata,
+        "classes": json.dumps(list(graph.class_names)),
+        "weight_bits": json.dumps({node.name: weight.bits for node, weight in graph.weights()}),
+        "kdpipe_version": kdpipe_version(),
+    }
+    if graph.normalization:
+        properties["mean"] = json.dumps(list(graph.normalization.mean))
+        properties["std"] = json.dumps(list(graph.normalization.std))
+    return properties
+
+
+class _Writer:
+    """Collects nodes and initializers; each method adds one idea and returns the name of its result."""
+
+    def __init__(self, onnx: Any) -> None:
+        self.onnx = onnx
+        self.nodes: list[Any] = []
+        self.initializers: list[Any] = []
+        self._constants: set[str] = set()
+
+    def node(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        self.nodes.append(self.onnx.helper.make_node(operator, inputs, [output], name=output, **attributes))
+        return output
+
+    def constant(self, name: str, values: NDArray[Any]) -> str:
+        if name not in self._constants:
+            self._constants.add(name)
+            self.initializers.append(self.onnx.numpy_helper.from_array(np.array(values, order="C"), name))
+        return name
+
+    def packed_constant(self, name: str, values: NDArray[np.int8], bits: int) -> str:
+        tensor = self.onnx.TensorProto(name=name, dims=values.shape, raw_data=pack_lowest_first(values, bits))
+        tensor.data_type = {2: self.onnx.TensorProto.INT2, 4: self.onnx.TensorProto.INT4}[bits]
+        self.initializers.append(tensor)
+        return name
+
+    def _steps(self, quantization: Quantization) -> list[str]:
+        scale, zero_point = np.float32(quantization.scale), np.uint8(quantization.zero_point + OFFSET)
+        return [
+            self.constant(f"scale/{scale.tobytes().hex()}", np.array(scale)),
+            self.constant(f"zero_point/{zero_point}", np.array(zero_point)),
+        ]
+
+    def quantize(self, real: str, tensor: str, quantization: Quantization, *, always_clip: bool = False) -> None:
+        """Store `real` as the integers of `tensor`, limited to their range."""
+        stored = stored_name(tensor)
+        lowest, highest = quantization.qmin, quantization.qmax
+        if (lowest, highest) == (-128, 127) and not always_clip:
+            self.node("QuantizeLinear", [real, *self._steps(quantization)], stored)
+            return
+        wide = self.node("QuantizeLinear", [real, *self._steps(quantization)], f"{tensor}/unclipped")
+        limits = [self.constant(f"limit/{limit}", np.array(limit + OFFSET, np.uint8)) for limit in (lowest, highest)]
+        self.node("Clip", [wide, *limits], stored)
+
+    def dequantize(self, tensor: str, quantization: Quantization, *, to: str) -> str:
+        return self.node("DequantizeLinear", [stored_name(tensor), *self._steps(quantization)], to)
+
+    def weight(self, node: Node, weight: Weight) -> str:
+        """Store weights at their width and return them as real numbers."""
+        name = f"{node.name}/weight"
+        bits = STORED_BITS[weight.bits]
+        if bits == 8:
+            integers = self.constant(name, weight.values)
+        else:
+            packed = self.packed_constant(name, weight.values, bits)
+            integers = self.node("Cast", [packed], f"{name}/int8", to=self.onnx.TensorProto.INT8)
+        zero = self.constant(f"{name}/zero_points", np.zeros(len(weight.scales), np.int8))
+        scales = self.constant(f"{name}/scales", weight.scales)
+        return self.node("DequantizeLinear", [integers, scales, zero], f"{name}/real", axis=0)
+
+    def bias(self, node: Node, op: Conv2d | Linear, source: Quantization) -> str:
+        name = f"{node.name}/bias"
+        scales = np.float32(source.scale) * op.weight.scales
+        inputs = [self.constant(name, op.bias), self.constant(f"{name}/scales", scales)]
+        return self.node("DequantizeLinear", inputs, f"{name}/real", axis=0)
+
+
+def _reals(writer: _Writer, graph: IntegerGraph, node: Node) -> list[str]:
+    return [
+        writer.dequantize(name, graph.tensor(name).quantization, to=f"{node.name}/input{index}")
+        for index, name in enumerate(node.inputs)
+    ]
+
+
+def _finish(writer: _Writer, node: Node, operator: str, inputs: list[str], **attributes: Any) -> None:
+    real = writer.node(operator, inputs, f"{node.name}/real", **attributes)
+    writer.quantize(real, node.name, node.output.quantization)
+
+
+def _conv2d(writer: _Writer, graph: IntegerGraph, node: Node) -> None:
+    op = node.op
+    assert isinstance(op, Conv2d)
+    source = graph.tensor(node.inputs[0]).quantization
+    inputs = [*_reals(writer, graph, node), writer.weight(node, op.weight), writer.bias(node, op, source)]
+    _finish(
+        writer,
+        node,
+        "Conv",
+        inputs,
+        kernel_shape=list(op.weight.values.shape[2:]),
+        strides=list(op.stride),
+        pads=list(op.padding),
+        dilations=list(op.dilation),
+        group=op.groups,
+    )
+
+
+def _linear(writer: _Writer, graph: IntegerGraph, node: Node) -> None:
+    op = node.op
+    assert isinstance(op, Linear)
+    source = graph.tensor(node.inputs[0]).quantization
+    inputs = [*_reals(writer, graph, node), writer.weight(node, op.weight), writer.bias(node, op, source)]
+    _finish(writer, node, "Gemm", inputs, transB=1)
+
+
+def _add(writer: _Writer, graph: IntegerGraph, node: Node) -> None:
+    _finish(writer, node, "Add", _reals(writer, graph, node))
+
+
+def _average_pool2d(writer: _Writer, graph: IntegerGraph, node: Node) -> None:
+    assert isinstance(node.op, AveragePool2d)
+    _finish(
+        writer,
+        node,
+        "AveragePool",
+        _reals(writer, graph, node),
+        kernel_shape=list(node.op.kernel),
+        strides=list(node.op.stride),
+    )
+
+
+def _max_pool2d(writer: _Writer, graph: IntegerGraph, node: Node) -> None:
+    assert isinstance(node.op, MaxPool2d)
+    writer.node(
+        "MaxPool",
+        [stored_name(node.inputs[0])],
+        stored_name(node.name),
+        kernel_shape=list(node.op.kernel),
+        strides=list(node.op.stride),
+        pads=list(node.op.padding),
+    )
+
+
+def _flatten(writer: _Writer, graph: IntegerGraph, node: Node) -> None:
+    writer.node("Flatten", [stored_name(node.inputs[0])], stored_name(node.name), axis=1)
+
+
+def _requantize(writer: _Writer, graph: IntegerGraph, node: Node) -> None:
+    # Of two pairs of QuantizeLinear and DequantizeLinear in a row, onnxruntime makes one in a way that leaves the next
+    # operator in float; the Clip, which changes nothing, keeps them apart.
+    (real,) = _reals(writer, graph, node)
+    writer.quantize(real, node.name, node.output.quantization, always_clip=True)
+
+
+_WRITERS: dict[type, Callable[[_Writer, IntegerGraph, Node], None]] = {
+    Conv2d: _conv2d,
+    Linear: _linear,
+    Add: _add,
+    MaxPool2d: _max_pool2d,
+    AveragePool2d: _average_pool2d,
+    Flatten: _flatten,
+    Requantize: _requantize,
+}
