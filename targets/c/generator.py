@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kdpipe.targets.artifact import FILE as ARTIFACT_FILE
+from kdpipe.targets.artifact import ExportedArtifact, describe, kdpipe_version, write_artifact
 from kdpipe.targets.c import c_text
 from kdpipe.targets.c.golden import make_golden_vectors
 from kdpipe.targets.c.layers import Field, Layer, lower_node
-from kdpipe.targets.c.packing import to_channels_last
+from kdpipe.targets.c.packing import STORED_BITS, to_channels_last
 from kdpipe.targets.c.storage import INPUT, OUTPUT, Storage, assign_storage, flattened_shape, is_view, size_of
 from kdpipe.targets.errors import StorageError, UnsupportedError
 from kdpipe.targets.graph import Conv2d, IntegerGraph, Linear, Quantization
@@ -46,8 +47,8 @@ def export(graph: IntegerGraph, directory: Path) -> list[Path]:
 
     Returns:
         The files, all below `directory`: model.h, model.c, model_weights.h, model_weights.c, the kernels that the
-        network uses, CMakeLists.txt, README.md and test/ with golden vectors. Constants of b-bit weights take b bits
-        each (3-bit ones 4), rows of output channels being padded to 32-bit words.
+        network uses, CMakeLists.txt, README.md, test/ with golden vectors, and artifact.json. Constants of b-bit
+        weights take b bits each (3-bit ones 4), rows of output channels being padded to 32-bit words.
 
     Raises:
         UnsupportedError: a layer has no kernel (nothing has been written then); names the layer.
@@ -61,6 +62,8 @@ def export(graph: IntegerGraph, directory: Path) -> list[Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8", newline="\n")
             paths.append(path)
+        write_artifact(_describe(graph, texts), directory)
+        paths.append(directory / ARTIFACT_FILE)
     except OSError as error:
         raise StorageError(
             f"can't write the C sources ({error.strerror or error})",
@@ -68,6 +71,13 @@ def export(graph: IntegerGraph, directory: Path) -> list[Path]:
             remedy="Check that the directory is writable and the disk is not full",
         ) from None
     return paths
+
+
+def _describe(graph: IntegerGraph, texts: Iterable[str]) -> ExportedArtifact:
+    """Describe the export; what the build and its test need, but a device does not, is not counted as deployed."""
+    deployed = [name for name in texts if name.startswith(("model", "kernels/"))]
+    artifact = describe(graph, target="c", files=deployed, input_type="int8", layout="NHWC", stored_bits=STORED_BITS)
+    return replace(artifact, weight_bytes=constant_bytes(graph))
 
 
 def render(graph: IntegerGraph) -> dict[str, str]:
@@ -145,7 +155,7 @@ def _template_values(program: _Program) -> dict[str, Any]:
     return {
         "name": graph.name,
         "upper": graph.name.upper(),
-        "version": version("kdpipe"),
+        "version": kdpipe_version(),
         "rounding": graph.rounding,
         "mean": graph.normalization.mean if graph.normalization else (),
         "classes": graph.class_names,
@@ -178,7 +188,7 @@ def _memory_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _macros(program: _Program) -> list[tuple[str, str]]:
     graph = program.graph
-    macros = []
+    macros: list[tuple[str, int]] = []
     if len(graph.input.shape) == 3:
         macros += zip(("INPUT_HEIGHT", "INPUT_WIDTH", "INPUT_CHANNELS"), _memory_shape(graph.input.shape), strict=True)
     macros += [("INPUT_SIZE", size_of(graph.input.shape)), ("OUTPUT_SIZE", size_of(graph.output.shape))]

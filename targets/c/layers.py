@@ -45,7 +45,7 @@ class Layer:
         header: the header that declares it.
         files: files of `kernels/` that it needs, itself included.
         struct: the C type of its constants.
-        fields: the struct's members in order; a string starting with "@" names one of `arrays`, None a null pointer.
+        fields: the struct's members in order; a string such as "@bias" stands for one of `arrays`.
         arrays: constant arrays by a name of their own.
         scratch: bytes of scratch, 0 where it takes none.
     """
@@ -166,6 +166,9 @@ def _add(graph: IntegerGraph, node: Node) -> Layer:
     output = node.output.quantization
     factors = add_factors(sources[0], sources[1], output)
     zero_points = (sources[0].zero_point, sources[1].zero_point, output.zero_point)
+    inputs_and_output: list[Field] = [
+        [*factor, zero_point] for factor, zero_point in zip(factors, zero_points, strict=True)
+    ]
     return Layer(
         node=node,
         kernel="add",
@@ -174,7 +177,7 @@ def _add(graph: IntegerGraph, node: Node) -> Layer:
         struct="kdp_add",
         fields=[
             size_of(node.output.shape),
-            *([*factor, zero_point] for factor, zero_point in zip(factors, zero_points, strict=True)),
+            *inputs_and_output,
             output.qmin,
             output.qmax,
         ],

@@ -57,7 +57,8 @@ def unpack_rows(packed: ConstantArray, outputs: int, count: int, bits: int) -> N
     words = packed.values.astype(np.int64).reshape(outputs, -1, 1)
     fields = (words >> (np.arange(per_word, dtype=np.int64) * stored)) & (2**stored - 1)
     signed = np.where(fields >= 2 ** (stored - 1), fields - 2**stored, fields)
-    return signed.reshape(outputs, -1)[:, :count].astype(np.int8)
+    rows: NDArray[np.int8] = signed.reshape(outputs, -1)[:, :count].astype(np.int8)
+    return rows
 
 
 def fold_zero_point(bias: NDArray[np.int32], rows: NDArray[np.int8], zero_point: int) -> NDArray[np.int32]:
@@ -67,7 +68,8 @@ def fold_zero_point(bias: NDArray[np.int32], rows: NDArray[np.int8], zero_point:
     exact even where this bias or a partial sum wraps around.
     """
     folded = bias.astype(np.int64) - zero_point * rows.astype(np.int64).sum(axis=1)
-    return folded.astype(np.uint32).view(np.int32)
+    wrapped: NDArray[np.int32] = folded.astype(np.uint32).view(np.int32)
+    return wrapped
 
 
 def convolution_rows(weights: NDArray[np.int8]) -> NDArray[np.int8]:

@@ -1,0 +1,145 @@
+"""The C target's export as devices see it: what to compile, and how tensors lie in its memory."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdpipe.targets.artifact import read_artifact
+from kdpipe.targets.c.generator import LAYERS_FILE
+from kdpipe.targets.c.packing import to_channels_first, to_channels_last
+from kdpipe.targets.errors import ArtifactError, DeviceError
+
+
+@dataclass(frozen=True)
+class TracedLayer:
+    """A tensor that a traced program hands over.
+
+    Args:
+        name: in the integer graph.
+        shape: in the integer graph.
+        channels_last: the [C, H, W] in whose [H, W, C] order the values lie, or None where they are in order.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    channels_last: tuple[int, ...] | None
+
+    def restore(self, values: NDArray[np.int8]) -> NDArray[np.int8]:
+        """Return `values [N, size]`, as they lie in memory, as [N, *shape]."""
+        if self.channels_last is not None:
+            values = to_channels_first(values, self.channels_last)
+        return values.reshape(len(values), *self.shape)
+
+
+@dataclass(frozen=True)
+class CArtifact:
+    """A directory of C sources, read and checked.
+
+    Args:
+        directory: where it is.
+        name: prefix of its symbols.
+        input_shape: without the batch, channels first.
+        output_shape: without the batch, channels first.
+        layers: what a trace hands over, by layer number.
+    """
+
+    directory: Path
+    name: str
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    layers: tuple[TracedLayer, ...]
+
+    @property
+    def sources(self) -> list[Path]:
+        """The files to compile."""
+        return [
+            self.directory / "model.c",
+            self.directory / "model_weights.c",
+            *sorted((self.directory / "kernels").glob("*.c")),
+        ]
+
+    def definitions(self, *, traced: bool) -> dict[str, str]:
+        """Return the preprocessor definitions of the export itself."""
+        return {f"{self.name.upper()}_TRACE": "1"} if traced else {}
+
+    def pack_inputs(self, inputs: NDArray[np.int8]) -> NDArray[np.int8]:
+        """Return `inputs [N, *input_shape]` in memory order, int8 [N, size].
+
+        Raises:
+            DeviceError: the inputs have another shape or type.
+        """
+        if inputs.dtype != np.int8 or inputs.shape[1:] != self.input_shape:
+            raise DeviceError(
+                f"takes int8 [N, {', '.join(map(str, self.input_shape))}], got {inputs.dtype} {list(inputs.shape)}",
+                where=str(self.directory),
+            )
+        packed: NDArray[np.int8] = to_channels_last(inputs, self.input_shape)
+        return packed
+
+    def unpack_outputs(self, outputs: NDArray[np.int8]) -> NDArray[np.int8]:
+        """Return `outputs [N, size]`, as they lie in memory, as [N, *output_shape]."""
+        unpacked: NDArray[np.int8] = to_channels_first(outputs, self.output_shape)
+        return unpacked
+
+    @property
+    def input_size(self) -> int:
+        """Bytes of the input."""
+        return math.prod(self.input_shape)
+
+    @property
+    def output_size(self) -> int:
+        """Bytes of the output."""
+        return math.prod(self.output_shape)
+
+    def unpack_trace(self, recorded: Sequence[Sequence[NDArray[np.int8]]]) -> dict[str, NDArray[np.int8]]:
+        """Return the tensors by name, [N, *shape], from those recorded: for each of N runs, one for each layer."""
+        return {
+            layer.name: layer.restore(np.stack([run[index] for run in recorded]).reshape(len(recorded), -1))
+            for index, layer in enumerate(self.layers)
+        }
+
+
+def load_c_artifact(directory: Path) -> CArtifact:
+    """Read the C export in `directory`.
+
+    Raises:
+        ArtifactError: it is not one, or a file is missing or unreadable.
+    """
+    described = read_artifact(directory)
+    if described.target != "c":
+        raise ArtifactError(
+            f"an export for {described.target}, not C sources",
+            where=str(directory),
+            remedy="Give the directory of the export's target c",
+        )
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", described.name):
+        raise ArtifactError(f"the network's name {described.name!r} is not an identifier", where=str(directory))
+    described.sizes(directory)
+    return CArtifact(
+        directory, described.name, described.input.shape, described.output.shape, _load_layers(directory / LAYERS_FILE)
+    )
+
+
+def _load_layers(path: Path) -> tuple[TracedLayer, ...]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        return tuple(
+            TracedLayer(
+                str(layer["name"]),
+                tuple(int(size) for size in layer["shape"]),
+                layer["channels_last"] and tuple(int(size) for size in layer["channels_last"]),
+            )
+            for layer in document["layers"]
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"not a readable list of layers ({error})", where=str(path), remedy="Export it again"
+        ) from None

@@ -1,0 +1,78 @@
+"""C compilers: ziglang's clang for microcontrollers, the machine's own one for itself."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from kdpipe.targets.errors import DeviceError, MissingDependencyError
+
+_TIMEOUT_SECONDS = 600
+_NATIVE_COMPILERS = ("cc", "gcc", "clang")
+
+
+def zig_compiler() -> list[str]:
+    """Return the command of ziglang's C compiler.
+
+    Raises:
+        MissingDependencyError: ziglang is not installed.
+    """
+    if importlib.util.find_spec("ziglang") is None:
+        raise MissingDependencyError(
+            "the cross-compiler ziglang is not installed", remedy='Install it with: pip install "kdpipe[mcu]"'
+        )
+    return [sys.executable, "-m", "ziglang", "cc"]
+
+
+def native_compiler() -> list[str]:
+    """Return the command of a C compiler for this machine: the first of cc, gcc and clang on the PATH, else ziglang's.
+
+    Raises:
+        MissingDependencyError: there is none.
+    """
+    for name in _NATIVE_COMPILERS:
+        path = shutil.which(name)
+        if path is not None:
+            return [path]
+    try:
+        return zig_compiler()
+    except MissingDependencyError:
+        raise MissingDependencyError(
+            f"no C compiler: none of {', '.join(_NATIVE_COMPILERS)} is on the PATH and ziglang is not installed",
+            remedy='Install one, or: pip install "kdpipe[mcu]"',
+        ) from None
+
+
+def compile_c(command: Sequence[str], directory: Path) -> None:
+    """Run a compiler; its own caches go to `directory`.
+
+    Raises:
+        DeviceError: it failed; the message has what it said.
+    """
+    environment = {**os.environ, "ZIG_LOCAL_CACHE_DIR": str(directory / "zig-cache")}
+    if not os.access(Path.home(), os.W_OK):
+        environment.setdefault("ZIG_GLOBAL_CACHE_DIR", str(directory / "zig-global-cache"))
+    try:
+        result = subprocess.run(  # noqa: S603
+            list(command),
+            cwd=directory,
+            env=environment,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_TIMEOUT_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise DeviceError(f"the C compiler {command[0]} did not finish in {_TIMEOUT_SECONDS} s") from None
+    except OSError as error:
+        raise DeviceError(f"the C compiler {command[0]} can't be run ({error})") from None
+    if result.returncode != 0:
+        said = result.stderr.strip() or result.stdout.strip() or f"exit code {result.returncode}"
+        raise DeviceError(f"the C compiler failed:\n{said[-4000:]}", where=command[0])

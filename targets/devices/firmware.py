@@ -1,0 +1,124 @@
+"""An exported network as a firmware image: built for a Cortex-M core, and read back from its ELF file."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdpipe.targets.devices.c_artifact import CArtifact
+from kdpipe.targets.devices.c_compiler import compile_c, zig_compiler
+from kdpipe.targets.errors import DeviceError, MissingDependencyError
+
+_FIRMWARE = Path(__file__).parent / "firmware_sources"
+_FLAGS = [
+    *("-std=gnu99", "-O2", "-g0"),
+    *("-fomit-frame-pointer", "-fno-unwind-tables", "-fno-asynchronous-unwind-tables", "-fno-stack-protector"),
+    *("-ffunction-sections", "-fdata-sections", "-fno-sanitize=all"),
+]
+STACK_BYTES = 0x4000
+
+
+@dataclass(frozen=True, eq=False)
+class Firmware:
+    """A linked image.
+
+    Args:
+        segments: bytes to load, by physical address.
+        symbols: addresses by name; those of functions without the Thumb bit.
+        functions: (address, name) of each function, sorted.
+        stack: first address of the stack, and the first one beyond it.
+        flash_bytes: code, constants and the initial values of data.
+        static_ram_bytes: initialized and zeroed data, without the stack.
+    """
+
+    segments: tuple[tuple[int, bytes], ...]
+    symbols: Mapping[str, int]
+    functions: tuple[tuple[int, str], ...]
+    stack: tuple[int, int]
+    flash_bytes: int
+    static_ram_bytes: int
+
+    def function_at(self, address: int) -> str | None:
+        """Return the name of the function that `address` lies in or behind, or None before the first."""
+        index = bisect_right(self.functions, (address, "\U0010ffff")) - 1
+        return self.functions[index][1] if index >= 0 else None
+
+
+def build_firmware(artifact: CArtifact, cpu: str, directory: Path, *, traced: bool = False) -> Firmware:
+    """Compile and link `artifact` with start-up code.
+
+    Args:
+        artifact: the exported sources.
+        cpu: as the compiler names it: "cortex_m4".
+        directory: an empty directory for the build.
+        traced: whether to call a function after each layer, with its number, output and size.
+
+    Raises:
+        DeviceError: the sources do not compile or do not fit.
+        MissingDependencyError: ziglang or pyelftools is not installed.
+    """
+    upper = artifact.name.upper()
+    definitions = {
+        "FIRMWARE_RUN": f"{artifact.name}_run",
+        "FIRMWARE_INPUT_SIZE": f"{upper}_INPUT_SIZE",
+        "FIRMWARE_OUTPUT_SIZE": f"{upper}_OUTPUT_SIZE",
+        **({"FIRMWARE_TRACE": f"{artifact.name}_trace"} if traced else {}),
+        **artifact.definitions(traced=traced),
+    }
+    compiler = [*zig_compiler(), "-target", "thumb-freestanding-eabi", f"-mcpu={cpu}", *_FLAGS]
+    compiler += [f"-D{name}={value}" for name, value in definitions.items()]
+    compiler += ["-I", str(artifact.directory.resolve()), "-I", str(_FIRMWARE / "include")]
+    # string.c alone must not have its loops recognized as the functions they define.
+    compile_c([*compiler, "-fno-builtin", "-c", str(_FIRMWARE / "string.c"), "-o", "string.o"], directory)
+    sources = [str(path.resolve()) for path in artifact.sources]
+    linker = ["-Wl,--gc-sections", "-T", str(_FIRMWARE / "memory.ld"), "-o", "firmware.elf"]
+    compile_c([*compiler, *sources, str(_FIRMWARE / "main.c"), "string.o", *linker], directory)
+    return read_firmware(directory / "firmware.elf")
+
+
+def read_firmware(path: Path) -> Firmware:
+    """Read a linked image.
+
+    Raises:
+        DeviceError: the file is not one of this project's firmware images.
+        MissingDependencyError: pyelftools is not installed.
+    """
+    try:
+        from elftools.common.exceptions import ELFError
+        from elftools.elf.constants import SH_FLAGS
+        from elftools.elf.elffile import ELFFile
+    except ImportError:
+        raise MissingDependencyError(
+            "pyelftools, which reads firmware images, is not installed",
+            remedy='Install it with: pip install "kdpipe[mcu]"',
+        ) from None
+    try:
+        with path.open("rb") as stream:
+            elf = ELFFile(stream)
+            segments = tuple(
+                (int(segment["p_paddr"]), bytes(segment.data()))
+                for segment in elf.iter_segments("PT_LOAD")
+                if segment["p_filesz"] > 0
+            )
+            flash, ram = 0, 0
+            for section in elf.iter_sections():
+                if not section["sh_flags"] & SH_FLAGS.SHF_ALLOC or section.name == ".stack":
+                    continue
+                if section["sh_type"] != "SHT_NOBITS":
+                    flash += int(section["sh_size"])
+                if section["sh_flags"] & SH_FLAGS.SHF_WRITE:
+                    ram += int(section["sh_size"])
+            table = elf.get_section_by_name(".symtab")
+            entries = [
+                (symbol.name, int(symbol["st_value"]), symbol["st_info"]["type"] == "STT_FUNC")
+                for symbol in table.iter_symbols()
+                if symbol.name and symbol["st_shndx"] != "SHN_UNDEF"
+            ]
+    except (ELFError, OSError, AttributeError) as error:
+        raise DeviceError(f"not a readable firmware image ({error})", where=str(path)) from None
+    symbols = {name: value & ~1 if function else value for name, value, function in entries}
+    functions = tuple(sorted((value & ~1, name) for name, value, function in entries if function))
+    stack = (symbols["firmware_stack_bottom"], symbols["firmware_stack_top"])
+    return Firmware(segments, symbols, functions, stack, flash, ram)

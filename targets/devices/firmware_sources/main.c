@@ -1,0 +1,51 @@
+/* Start-up code and the loop of a firmware that does nothing but infer. The emulator plays the part of the hardware: it
+ * fills firmware_input, calls firmware_infer and reads firmware_output.
+ *
+ * The build defines FIRMWARE_RUN, FIRMWARE_INPUT_SIZE, FIRMWARE_OUTPUT_SIZE and, to look at every layer,
+ * FIRMWARE_TRACE: the names that model.h gives them.
+ */
+#include <stdint.h>
+#include <string.h>
+
+#include "model.h"
+
+extern uint8_t firmware_data_load[], firmware_data_start[], firmware_data_end[];
+extern uint8_t firmware_bss_start[], firmware_bss_end[], firmware_stack_top[];
+
+__attribute__((used)) int8_t firmware_input[FIRMWARE_INPUT_SIZE];
+__attribute__((used)) int8_t firmware_output[FIRMWARE_OUTPUT_SIZE];
+
+__attribute__((used, noinline)) int firmware_infer(void)
+{
+    return FIRMWARE_RUN(firmware_input, firmware_output);
+}
+
+__attribute__((used, noinline)) void firmware_idle(void)
+{
+    for (;;) {
+        __asm__ volatile("nop");
+    }
+}
+
+#ifdef FIRMWARE_TRACE
+/* The emulator stops here and reads the arguments. */
+__attribute__((used, noinline)) void FIRMWARE_TRACE(int layer, const int8_t *data, int32_t size)
+{
+    __asm__ volatile("" : : "r"(layer), "r"(data), "r"(size) : "memory");
+}
+#endif
+
+__attribute__((used, noreturn)) void firmware_reset(void)
+{
+    memcpy(firmware_data_start, firmware_data_load, (size_t)(firmware_data_end - firmware_data_start));
+    memset(firmware_bss_start, 0, (size_t)(firmware_bss_end - firmware_bss_start));
+    firmware_idle();
+    for (;;) {
+        firmware_infer();
+    }
+}
+
+__attribute__((used, section(".vectors"))) const void *const firmware_vectors[] = {
+    firmware_stack_top,
+    (const void *)firmware_reset,
+};
