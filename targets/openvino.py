@@ -1,0 +1,200 @@
+"""An integer graph as OpenVINO IR: FakeQuantize on activations, weights at the width they were trained at.
+
+A weight of 2 bits is a u2 constant (1 above the integer weights), one of 3 or 4 bits i4, one of 8 bits i8; Convert to
+i8, Subtract of the zero point and Multiply by the scales follow. The Convert to i8 is what lets OpenVINO's CPU
+plugin run the layer in integers. Activations are computed as real numbers that lie on the graph's steps; the
+compiled model turns FakeQuantize into 8-bit storage. It requantizes in floating point (half to even), so that a
+stored integer can be one step from the integer graph's.
+
+Source: OpenVINO operation set 13, https://docs.openvino.ai/.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdpipe.targets.artifact import INPUT_NAME, OUTPUT_NAME, kdpipe_version
+from kdpipe.targets.dependencies import require
+from kdpipe.targets.graph import (
+    Add,
+    AveragePool2d,
+    Conv2d,
+    Flatten,
+    IntegerGraph,
+    Linear,
+    MaxPool2d,
+    Node,
+    Quantization,
+    Requantize,
+    Weight,
+)
+from kdpipe.targets.packing import pack_lowest_first
+
+STRUCTURE_FILE, CONSTANTS_FILE = "model.xml", "model.bin"
+STORED_BITS = {2: 2, 3: 4, 4: 4, 8: 8}
+
+
+def export(graph: IntegerGraph, directory: Path) -> list[Path]:
+    """Write `graph` as model.xml and model.bin into `directory`.
+
+    The input is float32 `input` [N, C, H, W], normalized; the output float32 `logits` [N, ...]; N is free.
+
+    Raises:
+        MissingDependencyError: openvino is not installed.
+    """
+    openvino = require("openvino", "openvino")
+    writer = _Writer(openvino)
+    # The writer owns the memory of the constants: it must live until the model is saved.
+    model = _build(writer, graph)
+    openvino.save_model(model, directory / STRUCTURE_FILE, compress_to_fp16=False)
+    return [directory / STRUCTURE_FILE, directory / CONSTANTS_FILE]
+
+
+def _build(writer: _Writer, graph: IntegerGraph) -> Any:
+    parameter = writer.ops.parameter([-1, *graph.input.shape], np.float32, name=INPUT_NAME)
+    parameter.output(0).get_tensor().set_names({INPUT_NAME})
+    tensors = {graph.input_name: writer.quantize(parameter, graph.input_name, graph.input.quantization)}
+    for node in graph.nodes:
+        inputs = [tensors[name] for name in node.inputs]
+        tensors[node.name] = _WRITERS[type(node.op)](writer, graph, node, inputs)
+    result = writer.ops.result(tensors[graph.output_name], name=OUTPUT_NAME)
+    tensor = result.input(0).get_source_output().get_tensor()
+    tensor.set_names({OUTPUT_NAME, *tensor.get_names()})
+    model = writer.openvino.Model([result], [parameter], graph.name)
+    for key, value in _properties(graph).items():
+        model.set_rt_info(value, ["kdpipe", key])
+    return model
+
+
+def _properties(graph: IntegerGraph) -> dict[str, str]:
+    properties = {
+        **graph.metadata,
+        "classes": json.dumps(list(graph.class_names)),
+        "weight_bits": json.dumps({node.name: weight.bits for node, weight in graph.weights()}),
+        "version": kdpipe_version(),
+    }
+    if graph.normalization:
+        properties["mean"] = json.dumps(list(graph.normalization.mean))
+        properties["std"] = json.dumps(list(graph.normalization.std))
+    return properties
+
+
+class _Writer:
+    """Makes openvino nodes, and keeps the memory of their constants."""
+
+    def __init__(self, openvino: Any) -> None:
+        self.openvino = openvino
+        self.ops = require("openvino.opset13", "openvino")
+        self._memory: list[NDArray[Any]] = []
+
+    def constant(self, values: NDArray[Any]) -> Any:
+        return self.ops.constant(values)
+
+    def packed_constant(self, values: NDArray[np.int8], kind: Any, bits: int, name: str) -> Any:
+        # openvino.Tensor shares this array's memory.
+        packed = np.frombuffer(pack_lowest_first(values, bits), np.uint8).copy()
+        self._memory.append(packed)
+        shape = self.openvino.Shape(list(values.shape))
+        return self.ops.constant(self.openvino.Tensor(packed, shape, kind), name=name)
+
+    def quantize(self, real: Any, tensor: str, quantization: Quantization) -> Any:
+        """Round `real` to the steps of `tensor`, and limit it to their range."""
+        q = quantization
+        scale = np.float32(q.scale)
+        if (q.qmin, q.qmax) != (-128, 127):
+            # FakeQuantize of fewer than 256 levels is not run in integers; the limits lie on steps.
+            real = self.ops.clamp(real, float(scale * (q.qmin - q.zero_point)), float(scale * (q.qmax - q.zero_point)))
+        low, high = (self.constant(scale * np.float32(limit - q.zero_point)) for limit in (-128, 127))
+        return self.named(self.ops.fake_quantize(real, low, high, low, high, 256), tensor)
+
+    def named(self, node: Any, tensor: str) -> Any:
+        node.set_friendly_name(tensor)
+        node.output(0).get_tensor().set_names({tensor})
+        return node
+
+    def weight(self, node: Node, weight: Weight, shape: tuple[int, ...], scale_shape: tuple[int, ...]) -> Any:
+        """Store weights at their width in `shape`, and return them as real numbers."""
+        values, kinds, name = weight.values.reshape(shape), self.openvino.Type, f"{node.name}/weight"
+        if weight.bits == 2:
+            stored = self.packed_constant(values + np.int8(1), kinds.u2, 2, name)
+            integers = self.ops.subtract(self.ops.convert(stored, "i8"), self.constant(np.array(1, np.int8)))
+        elif weight.bits == 8:
+            integers = self.constant(values)
+        else:
+            integers = self.ops.convert(self.packed_constant(values, kinds.i4, 4, name), "i8")
+        scales = self.constant(weight.scales.reshape(scale_shape))
+        return self.ops.multiply(self.ops.convert(integers, "f32"), scales)
+
+    def finish(self, accumulated: Any, node: Node, op: Conv2d | Linear, source: Quantization, axes: int) -> Any:
+        """Add the bias to [N, O, ...], which has `axes` axes after the channels, and round."""
+        bias = op.bias.astype(np.float64) * source.scale * op.weight.scales.astype(np.float64)
+        real = self.ops.add(accumulated, self.constant(bias.astype(np.float32).reshape(1, -1, *[1] * axes)))
+        return self.quantize(real, node.name, node.output.quantization)
+
+
+def _conv2d(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any]) -> Any:
+    op = node.op
+    assert isinstance(op, Conv2d)
+    outputs, *rest = op.weight.values.shape
+    options = (list(op.stride), list(op.padding[:2]), list(op.padding[2:]), list(op.dilation))
+    if op.groups == 1:
+        weight = writer.weight(node, op.weight, (outputs, *rest), (outputs, 1, 1, 1))
+        accumulated = writer.ops.convolution(inputs[0], weight, *options)
+    else:
+        grouped = (op.groups, outputs // op.groups)
+        weight = writer.weight(node, op.weight, (*grouped, *rest), (*grouped, 1, 1, 1))
+        accumulated = writer.ops.group_convolution(inputs[0], weight, *options)
+    return writer.finish(accumulated, node, op, graph.tensor(node.inputs[0]).quantization, 2)
+
+
+def _linear(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any]) -> Any:
+    op = node.op
+    assert isinstance(op, Linear)
+    weight = writer.weight(node, op.weight, op.weight.values.shape, (-1, 1))
+    accumulated = writer.ops.matmul(inputs[0], weight, False, True)
+    return writer.finish(accumulated, node, op, graph.tensor(node.inputs[0]).quantization, 0)
+
+
+def _add(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any]) -> Any:
+    return writer.quantize(writer.ops.add(*inputs), node.name, node.output.quantization)
+
+
+def _average_pool2d(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any]) -> Any:
+    assert isinstance(node.op, AveragePool2d)
+    real = writer.ops.avg_pool(inputs[0], list(node.op.stride), [0, 0], [0, 0], list(node.op.kernel), True)
+    return writer.quantize(real, node.name, node.output.quantization)
+
+
+def _max_pool2d(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any]) -> Any:
+    op = node.op
+    assert isinstance(op, MaxPool2d)
+    first_operators = require("openvino.opset1", "openvino")
+    pooled = first_operators.max_pool(
+        inputs[0], list(op.stride), list(op.padding[:2]), list(op.padding[2:]), list(op.kernel)
+    )
+    return writer.named(pooled, node.name)
+
+
+def _flatten(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any]) -> Any:
+    return writer.named(writer.ops.reshape(inputs[0], writer.constant(np.array([0, -1])), True), node.name)
+
+
+def _requantize(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any]) -> Any:
+    return writer.quantize(inputs[0], node.name, node.output.quantization)
+
+
+_WRITERS: dict[type, Callable[[_Writer, IntegerGraph, Node, list[Any]], Any]] = {
+    Conv2d: _conv2d,
+    Linear: _linear,
+    Add: _add,
+    MaxPool2d: _max_pool2d,
+    AveragePool2d: _average_pool2d,
+    Flatten: _flatten,
+    Requantize: _requantize,
+}
