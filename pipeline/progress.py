@@ -17,8 +17,8 @@ from rich.text import Text
 
 from kdpipe.pipeline import events
 from kdpipe.pipeline.report.document import printable
-from kdpipe.pipeline.report.formatting import duration, figure, percent
-from kdpipe.pipeline.report.gates import amount, direction
+from kdpipe.pipeline.report.formatting import duration, figure, percent, plural
+from kdpipe.pipeline.report.gates import sentence
 
 PLAIN_INTERVAL = 5.0
 MOST_METRICS = 4
@@ -105,7 +105,7 @@ def _lines(event: events.Event, state: State, console: Console) -> None:
             state.planned, state.started = len(event.stages), event.at
             state.names = min(30, max([len(stage.name) for stage in event.stages], default=0))
             cached = sum(stage.cached for stage in event.stages)
-            words = f"{event.pipeline}: {len(event.stages)} stages" + (f", {cached} cached" if cached else "")
+            words = f"{event.pipeline}: {plural(len(event.stages), 'stage')}" + (f", {cached} cached" if cached else "")
             _print(console, Text(words, style="bold"))
         case events.RunLogged():
             if event.level != "info":
@@ -117,10 +117,10 @@ def _lines(event: events.Event, state: State, console: Console) -> None:
                 run.progress = event
         case events.StageFinished():
             _close(event, state)
-            _stay(console, "done", _row(event.stage, event.seconds, event.metrics, state, console))
+            _stay(console, "done", _row(event.stage, event.seconds, event.metrics, state))
         case events.StageCached():
             _close(event, state)
-            _stay(console, "cached", _row(event.stage, None, event.metrics, state, console))
+            _stay(console, "cached", _row(event.stage, None, event.metrics, state))
         case events.StageFailed():
             _close(event, state)
             _stay(console, "failed", f"{event.stage} failed after {duration(event.seconds)}: {event.message}")
@@ -133,11 +133,10 @@ def _lines(event: events.Event, state: State, console: Console) -> None:
         case events.GateEvaluated():
             state.gates.append(event.passed)
             if not event.passed:
-                value = amount(event.gate, event.value) if event.value is not None else event.reason or "not measured"
-                limit = f"{direction(event.gate)} {amount(event.gate, event.limit)}"
+                told = sentence(event.stage, event.gate, event.limit, event.value, event.reason)
                 if console.options.ascii_only:
-                    limit = limit.replace("≥", ">=").replace("≤", "<=")
-                _stay(console, "failed", f"{event.stage}: {event.gate} is {value}, the limit is {limit}")
+                    told = told.replace("≥", ">=").replace("≤", "<=")
+                _stay(console, "failed", told)
         case events.RunFinished():
             state.running.clear()
             _print(console, _summary(event, state))
@@ -148,7 +147,7 @@ def _close(event: events.StageEvent, state: State) -> None:
     state.closed += 1
 
 
-def _row(stage: str, seconds: float | None, metrics: Mapping[str, Any], state: State, console: Console) -> str:
+def _row(stage: str, seconds: float | None, metrics: Mapping[str, Any], state: State) -> str:
     """Return the line of a finished stage: name, time, main metric."""
     when = "cached" if seconds is None else duration(seconds)
     return f"{stage:<{state.names}}  {when:>12}  {main_metric(metrics)}".rstrip()

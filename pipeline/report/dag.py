@@ -34,8 +34,8 @@ class Node:
     name: str
     note: str
     status: str
-    time: str = ""
     needs: tuple[str, ...] = ()
+    time: str = ""
     link: str | None = None
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from kdpipe.pipeline.gates import GATES
 from kdpipe.pipeline.report import formatting
-from kdpipe.pipeline.report.document import Gate, Target
+from kdpipe.pipeline.report.document import Target
 
-MINIMA = frozenset({"accuracy", "top1_agreement"})
+_FRACTIONS = frozenset({"accuracy", "top1_agreement"})
 
 
 def amount(name: str, value: float | None) -> str:
@@ -16,7 +17,7 @@ def amount(name: str, value: float | None) -> str:
     """
     if value is None:
         return formatting.DASH
-    if name in MINIMA:
+    if name in _FRACTIONS:
         return formatting.percent(value, 2 if name == "top1_agreement" else 1)
     if name == "accuracy_drop":
         return formatting.points(value)
@@ -33,7 +34,8 @@ def direction(name: str) -> str:
     >>> direction("accuracy"), direction("ram_kib")
     ('≥', '≤')
     """
-    return "≥" if name in MINIMA else "≤"
+    gate = GATES.get(name)
+    return "≥" if gate is not None and gate.is_minimum else "≤"
 
 
 def limit_of(target: Target, name: str) -> float | None:
@@ -41,10 +43,14 @@ def limit_of(target: Target, name: str) -> float | None:
     return next((gate.limit for gate in target.gates if gate.name == name), None)
 
 
-def sentence(target: Target, gate: Gate) -> str:
-    """Return a gate as one sentence: 'mcu: accuracy_drop is 3.10 points, the limit is ≤ 2.00 points'."""
-    limit = f"the limit is {direction(gate.name)} {amount(gate.name, gate.limit)}"
-    if gate.value is None:
-        why = f" ({gate.reason})" if gate.reason else ""
-        return f"{target.name}: {gate.name} was not measured{why}, {limit}"
-    return f"{target.name}: {gate.name} is {amount(gate.name, gate.value)}, {limit}"
+def sentence(target: str, gate: str, limit: float, value: float | None, reason: str | None = None) -> str:
+    """Return a gate as one sentence.
+
+    >>> sentence("mcu", "flash_kib", 64, 70.5)
+    'mcu: flash_kib is 70.5 KiB, the limit is ≤ 64 KiB'
+    """
+    bound = f"the limit is {direction(gate)} {amount(gate, limit)}"
+    if value is None:
+        why = f" ({reason})" if reason else ""
+        return f"{target}: {gate} was not measured{why}, {bound}"
+    return f"{target}: {gate} is {amount(gate, value)}, {bound}"

@@ -89,7 +89,7 @@ def gate_case(pipeline: str, target: Target, index: int) -> ElementTree.Element:
             "time": "0.000",
         },
     )
-    message = sentence(target, gate)
+    message = sentence(target.name, gate.name, gate.limit, gate.value, gate.reason)
     if gate.passed:
         ElementTree.SubElement(case, "system-out").text = message
     else:

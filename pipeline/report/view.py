@@ -181,7 +181,7 @@ def problems(report: Report) -> tuple[tuple[str, str], ...]:
         (f"#stage-{index}", _failure(stage)) for index, stage in enumerate(report.stages, 1) if stage.status == "failed"
     ]
     broken = [
-        ("#gates", gates.sentence(target, gate))
+        ("#gates", gates.sentence(target.name, gate.name, gate.limit, gate.value, gate.reason))
         for target in report.targets
         for gate in target.gates
         if not gate.passed
