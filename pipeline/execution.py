@@ -16,7 +16,7 @@ from kdpipe.pipeline.plan import Step
 from kdpipe.pipeline.report_schema import StageFindings, TargetFindings
 from kdpipe.pipeline.spec import Spec, StageSpec
 from kdpipe.pipeline.store import OUTPUTS, Entry, Manifest, Store, StoredOutput, describe_outputs
-from kdpipe.stages.base import Artifact, Inputs, Outcome
+from kdpipe.stages.base import Artifact, Inputs, Outcome, TargetRecord
 
 
 def execute(spec: Spec, step: Step, finished: Mapping[str, Entry], store: Store, emit: Sink) -> Entry:
@@ -54,7 +54,7 @@ def execute(spec: Spec, step: Step, finished: Mapping[str, Entry], store: Store,
             parts=_plain(step.parts),
             outputs=outputs,
             **findings.model_dump(),
-            target=_target(outcome),
+            target=target_to_json(outcome.target) if outcome.target is not None else None,
             seconds=round(seconds, 3),
             finished_at=time.time(),
         )
@@ -141,11 +141,10 @@ def _check_figures(figures: Mapping[str, str], outputs: Mapping[str, StoredOutpu
             raise ValueError(f"the stage names a figure that it did not write: {figure!r}")
 
 
-def _target(outcome: Outcome) -> dict[str, Any] | None:
-    if outcome.target is None:
-        return None
-    record: dict[str, Any] = _plain(asdict(outcome.target))
-    record["files"] = [{"path": path, "bytes": size} for path, size in outcome.target.files]
+def target_to_json(target: TargetRecord) -> dict[str, Any]:
+    """Return what a validation found as JSON, checked."""
+    record: dict[str, Any] = _plain(asdict(target))
+    record["files"] = [{"path": path, "bytes": size} for path, size in target.files]
     return TargetFindings.model_validate(record).model_dump()
 
 

@@ -38,10 +38,20 @@ def write_run(result: RunResult, out: Path) -> dict[str, Any]:
 
 def write_report(report: Mapping[str, Any], out: Path) -> None:
     """Write report.json, and report.html and junit.xml made from it."""
+    write_atomically(out / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_pages(report, out)
+
+
+def write_pages(report: Mapping[str, Any], out: Path) -> None:
+    """Write report.html and junit.xml for a report.
+
+    Raises:
+        ArtifactError: it is not a report.
+        StorageError: the disk is full, or the folder can't be written.
+    """
     from kdpipe.pipeline.report.html import write_html
     from kdpipe.pipeline.report.junit import write_junit
 
-    write_atomically(out / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     write_html(report, out / "report.html")
     write_junit(report, out / "junit.xml")
 

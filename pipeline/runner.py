@@ -68,7 +68,12 @@ class RunResult:
     started: float
     seconds: float = 0.0
     stages: list[StageResult] = field(default_factory=list)
-    interrupted: bool = False
+    interruption: KeyboardInterrupt | None = None
+
+    @property
+    def interrupted(self) -> bool:
+        """Return whether the user ended the run."""
+        return self.interruption is not None
 
     @property
     def status(self) -> Literal["passed", "failed", "interrupted"]:
@@ -126,8 +131,8 @@ def run_stages(
         store.clean()
         for stage in selected:
             result.stages.append(runner.run(stage))
-    except KeyboardInterrupt:
-        result.interrupted = True
+    except KeyboardInterrupt as interruption:
+        result.interruption = interruption
         if runner.running is not None:
             result.stages.append(runner.interrupted())
         known = {entry.stage.name for entry in result.stages}

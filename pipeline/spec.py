@@ -18,7 +18,7 @@ from kdpipe.pipeline.references import Reference, looks_like_reference, parse_re
 from kdpipe.pipeline.yaml_source import Document, read_document
 from kdpipe.stages.base import Stage, StageParams
 from kdpipe.stages.registry import STAGES, StageRegistry
-from kdpipe.targets.errors import did_you_mean
+from kdpipe.targets.errors import KdpipeError, did_you_mean
 
 FORMAT = 1
 MAX_SEED = 2**31
@@ -267,6 +267,10 @@ class _Checker:
                 if (*draft.path, *path) not in refused:
                     report = self._key_problem if is_key else self._value_problem
                     report((*draft.path, *path), message, remedy)
+            return
+        except KdpipeError as error:  # from a validator that knows no better place
+            where = f"{error.where}: " if error.where else ""
+            self._value_problem(draft.path, f"{where}{error.message}", error.remedy)
             return
         for path, file in read_files(params):
             if complaint := self._file_complaint(file):

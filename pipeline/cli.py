@@ -1,0 +1,290 @@
+"""The commands. Everything heavy is imported by the command that needs it, so that `kdpipe --help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from kdpipe.pipeline.cli_words import spread_names
+from kdpipe.pipeline.exit_codes import exit_codes
+
+app = typer.Typer(
+    name="kdpipe",
+    help="From large trained networks, with or without their data, to verified 2-bit networks on a microcontroller.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Target(StrEnum):
+    """The formats of `kdpipe export`."""
+
+    ONNX = "onnx"
+    OPENVINO = "openvino"
+    TFLITE = "tflite"
+    C = "c"
+
+
+class Listing(StrEnum):
+    """What `kdpipe ls` lists."""
+
+    STAGES = "stages"
+    MODELS = "models"
+    TARGETS = "targets"
+    DEVICES = "devices"
+    LOSSES = "losses"
+    DATA = "data"
+
+
+PipelineFile = Annotated[Path, typer.Argument(metavar="FILE", help="The pipeline file, such as pipeline.yaml.")]
+SetOption = Annotated[
+    Optional[list[str]],  # noqa: UP045 - typer before 0.16 reads no other form
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a value, such as stages.student.epochs=3. Repeatable."),
+]
+OnlyOption = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--only", metavar="STAGE...", help="Only these stages and what they need."),
+]
+ForceOption = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--force", metavar="STAGE...", help="Run these stages whatever the store holds."),
+]
+StoreOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--store", metavar="DIR", help="Where artifacts are kept. [default: $KDPIPE_STORE or .kdpipe/store]"),
+]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def main() -> None:
+    """Run the command line: the entry point of `kdpipe`."""
+    app(args=spread_names(sys.argv[1:]), prog_name="kdpipe")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"kdpipe {version('kdpipe')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """From large trained networks, with or without their data, to verified 2-bit networks on a microcontroller."""
+
+
+@app.command()
+def run(
+    file: PipelineFile,
+    overrides: SetOption = None,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", metavar="DIR", help="Where the report and the exports go. [default: runs/NAME]"),
+    ] = None,
+    only: OnlyOption = None,
+    force: ForceOption = None,
+    store: StoreOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Run a pipeline: whatever the store does not hold yet.
+
+    Exit codes: 0 all passed, 1 a gate failed, 2 the file or the command line is wrong, 3 a stage failed,
+    130 interrupted.
+    """
+    with exit_codes(debug):
+        from kdpipe.pipeline.run_command import run_command
+
+        raise typer.Exit(
+            run_command(file, overrides or [], out=out, only=only or [], force=force or [], store=store, debug=debug)
+        )
+
+
+@app.command()
+def plan(
+    file: PipelineFile,
+    overrides: SetOption = None,
+    only: OnlyOption = None,
+    force: ForceOption = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Show what would run, what is cached, and why. Runs nothing."""
+    with exit_codes(debug):
+        from kdpipe.pipeline.plan import make_plan
+        from kdpipe.pipeline.spec import load_spec
+        from kdpipe.pipeline.store import Store, default_root
+        from kdpipe.pipeline.tables import print_json, print_plan
+
+        steps = make_plan(load_spec(file, overrides or []), Store(store or default_root()), only or [], force or [])
+        if as_json:
+            print_json(
+                [
+                    {
+                        "name": step.stage.name,
+                        "uses": step.stage.uses,
+                        "status": "cached" if step.entry else "run",
+                        "key": step.key,
+                        "reasons": list(step.reasons),
+                    }
+                    for step in steps
+                ]
+            )
+        else:
+            print_plan(steps)
+
+
+@app.command()
+def export(
+    target: Annotated[Target, typer.Argument(help="The format.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A quantized model, such as runs/NAME/model.")],
+    directory: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where the files go.")],
+    debug: DebugOption = False,
+) -> None:
+    """Write a quantized model for one target."""
+    with exit_codes(debug):
+        require_directory(model, "MODEL", "Give the directory of a quantized model, such as runs/NAME/model")
+        from kdpipe.stages.export import export_graph
+
+        for path in export_graph(model, target.value, directory):
+            typer.echo(str(path))
+
+
+@app.command()
+def validate(
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An exported model, or a quantized one.")],
+    data: Annotated[str, typer.Option("--data", help="A data source such as digits or digits.test, or a directory.")],
+    device: Annotated[str, typer.Option("--device", help="Where to run it: see `kdpipe ls devices`.")] = "host",
+    reference: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--reference", metavar="MODEL", help="The quantized model to compare every output with."),
+    ] = None,
+    baseline: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--baseline", metavar="NETWORK", help="The network whose accuracy to compare with."),
+    ] = None,
+    samples: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--samples", min=1, help="How many images to run. [default: all]"),
+    ] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Run one artifact on one device, and say how accurate, large and fast it is."""
+    with exit_codes(debug):
+        require_directory(artifact, "ARTIFACT", "Give the directory of an export, such as runs/NAME/export/c")
+        for path, option in ((reference, "--reference"), (baseline, "--baseline")):
+            if path is not None:
+                require_directory(path, option, "Give the directory of a model, such as runs/NAME/model")
+        from kdpipe.pipeline.data_source import split_directory
+        from kdpipe.pipeline.store import Store, default_root
+        from kdpipe.pipeline.tables import print_json, print_record
+        from kdpipe.stages.validate import validate_artifact
+
+        split = split_directory(data, Store(store or default_root()))
+        record = validate_artifact(
+            artifact, device=device, split=split, reference=reference, baseline=baseline, samples=samples, progress=None
+        )
+        if as_json:
+            from kdpipe.pipeline.execution import target_to_json
+
+            print_json(target_to_json(record))
+        else:
+            print_record(record)
+
+
+@app.command()
+def report(directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder: runs/NAME.")]) -> None:
+    """Rebuild report.html and junit.xml from report.json, and print the summary."""
+    with exit_codes():
+        from kdpipe.pipeline.output import write_pages
+        from kdpipe.pipeline.report_json import read_report
+        from kdpipe.pipeline.tables import print_report
+
+        content = read_report(directory)
+        write_pages(content, directory)
+        print_report(content, directory)
+
+
+@app.command("ls")
+def list_known(
+    what: Annotated[Listing, typer.Argument(help="What to list.")],
+    as_json: JsonOption = False,
+) -> None:
+    """List what a pipeline file can name."""
+    with exit_codes():
+        from kdpipe.pipeline.listing import LISTINGS
+        from kdpipe.pipeline.tables import print_json, print_rows
+
+        rows: list[dict[str, Any]] = list(LISTINGS[what.value]())
+        if as_json:
+            print_json(rows)
+        else:
+            print_rows(rows)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of pipeline files, for editors."""
+    with exit_codes():
+        from kdpipe.pipeline.json_schema import pipeline_schema
+        from kdpipe.pipeline.tables import print_json
+
+        print_json(pipeline_schema())
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Say which runtimes, compilers and emulators are here, and how to get the missing ones."""
+    with exit_codes():
+        from dataclasses import asdict
+
+        from kdpipe.pipeline.doctor import examine
+        from kdpipe.pipeline.tables import print_findings, print_json
+
+        findings = list(examine())
+        if as_json:
+            print_json([asdict(finding) for finding in findings])
+        else:
+            print_findings(findings)
+
+
+@app.command()
+def init(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.")] = Path("pipeline.yaml"),
+) -> None:
+    """Write a commented pipeline.yaml: the default pipeline. An existing file is never overwritten."""
+    with exit_codes():
+        from kdpipe.pipeline.default_pipeline import write_default_pipeline
+
+        write_default_pipeline(file)
+        typer.echo(f"Wrote {file}. Next: kdpipe run {file}")
+
+
+def require_directory(path: Path, where: str, remedy: str) -> None:
+    """Check a directory that the command line names.
+
+    Raises:
+        UsageError: it is not there.
+    """
+    from kdpipe.targets.errors import UsageError
+
+    if not path.is_dir():
+        raise UsageError(f"no such directory: {path}", where=where, remedy=remedy)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""What `kdpipe ls` shows: everything that pipeline.yaml can name, read from the registries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def list_stages() -> Iterator[Row]:
+    """Yield the kinds of stage with the inputs they take."""
+    from kdpipe.pipeline.parameters import input_fields
+    from kdpipe.stages.registry import STAGES
+
+    for name, stage in STAGES.all_stages():
+        inputs = {field: list(accepts.kinds) for field, accepts in input_fields(stage.params).items()}
+        yield {"name": name, "summary": stage.summary, "inputs": inputs, "data_free": stage.data_free}
+
+
+def list_data() -> Iterator[Row]:
+    """Yield the data sources with their splits."""
+    from kdpipe.stages.registry import STAGES
+
+    for name, source in STAGES.all_sources():
+        yield {"name": name, "summary": source.summary, "splits": list(source.outputs(source.params()))}
+
+
+def list_models() -> Iterator[Row]:
+    """Yield the networks."""
+    from kdpipe.models.registry import MODELS
+
+    yield from ({"name": name, "summary": MODELS[name].summary} for name in MODELS)
+
+
+def list_targets() -> Iterator[Row]:
+    """Yield the formats that a quantized network can be exported to."""
+    from kdpipe.targets.exporters import EXPORTERS
+
+    yield from ({"name": name, "summary": EXPORTERS[name].summary} for name in EXPORTERS)
+
+
+def list_devices() -> Iterator[Row]:
+    """Yield the devices with the formats that each runs."""
+    from kdpipe.targets.devices.registry import DEVICES
+
+    for name in DEVICES:
+        device = DEVICES[name]
+        yield {"name": name, "summary": device.summary, "formats": list(device.formats)}
+
+
+def list_losses() -> Iterator[Row]:
+    """Yield the distillation losses."""
+    from kdpipe.stages.knowledge.registry import LOSSES
+
+    for name in LOSSES:
+        loss = LOSSES[name]
+        parameters = {field: value.default for field, value in loss.parameters.model_fields.items()}
+        yield {
+            "name": name,
+            "summary": loss.summary,
+            "category": loss.category,
+            "parameters": parameters,
+            "reference": loss.reference,
+        }
+
+
+LISTINGS: dict[str, Callable[[], Iterator[Row]]] = {
+    "stages": list_stages,
+    "models": list_models,
+    "targets": list_targets,
+    "devices": list_devices,
+    "losses": list_losses,
+    "data": list_data,
+}
+
+
+def shown(value: Any) -> str:
+    """Return a cell of a listing as text.
+
+    >>> shown({"teachers": ["ensemble"], "samples": ["samples", "split"]})
+    'teachers: ensemble; samples: samples|split'
+    """
+    if isinstance(value, bool):
+        return "yes" if value else ""
+    if isinstance(value, dict):
+        return "; ".join(f"{key}: {'|'.join(item) if isinstance(item, list) else item}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value)

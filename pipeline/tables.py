@@ -1,0 +1,145 @@
+"""What the commands print: tables on a terminal, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from kdpipe.pipeline.doctor import Finding
+from kdpipe.pipeline.execution import target_to_json
+from kdpipe.pipeline.listing import Row, shown
+from kdpipe.pipeline.plan import Step
+from kdpipe.pipeline.report.gates import sentence
+from kdpipe.stages.base import TargetRecord
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON, in colour on no terminal, so that it can be piped anywhere."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def print_plan(steps: Sequence[Step]) -> None:
+    """Print what would run and why."""
+    table = _table("stage", "uses", "", "why")
+    for step in steps:
+        what = Text("cached", style="blue") if step.entry else Text("run", style="bold green")
+        table.add_row(Text(step.stage.name), Text(step.stage.uses), what, Text("\n".join(step.reasons)))
+    _print(table)
+    to_run = sum(step.entry is None for step in steps)
+    _print(Text(f"{to_run} of {len(steps)} stages to run" if to_run else "Nothing to run: every stage is cached"))
+
+
+def print_rows(rows: Sequence[Row]) -> None:
+    """Print a listing, one row an entry."""
+    if not rows:
+        _print(Text("none"))
+        return
+    columns = list(rows[0])
+    table = _table(*(column.replace("_", " ") for column in columns))
+    for row in rows:
+        table.add_row(*(Text(shown(row[column])) for column in columns))
+    _print(table)
+
+
+def print_findings(findings: Sequence[Finding]) -> None:
+    """Print what is installed and how to get the rest."""
+    table = _table("", "name", "version", "for", "to get it")
+    for finding in findings:
+        is_here = finding.version is not None
+        sign = (
+            Text("ok", style="green") if is_here else Text("missing", style="bold red" if finding.needed else "yellow")
+        )
+        remedy = "" if is_here else finding.remedy
+        table.add_row(sign, Text(finding.name), Text(finding.version or "-"), Text(finding.purpose), Text(remedy))
+    _print(table)
+
+
+def print_record(record: TargetRecord) -> None:
+    """Print what a validation found."""
+    table = _table("", "")
+    table.show_header = False
+    for name, value in figures(target_to_json(record)):
+        table.add_row(Text(name), Text(value))
+    _print(table)
+
+
+def figures(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the figures of a validation as (name, value in words); what was not measured is left out."""
+    rows = [
+        ("format", str(record["format"])),
+        ("device", str(record["device"])),
+        ("accuracy", f"{100 * record['accuracy']:.2f} % of {record['samples']} images"),
+    ]
+    if record.get("baseline_accuracy") is not None:
+        rows.append(("baseline", f"{100 * record['baseline_accuracy']:.2f} %"))
+    if parity := record.get("parity"):
+        if parity.get("top1_agreement") is not None:
+            rows.append(("top-1 agreement with the reference", f"{100 * parity['top1_agreement']:.2f} %"))
+        rows.append(("largest difference", f"{parity.get('max_step_difference')} steps"))
+        if parity.get("first_divergent_layer"):
+            rows.append(("first layer that differs", str(parity["first_divergent_layer"])))
+    if record["files"]:
+        size = sum(file["bytes"] for file in record["files"])
+        rows.append(("size", f"{size / 1024:.1f} KiB in {len(record['files'])} files"))
+    if latency := record.get("latency_ms"):
+        rows.append(("latency", f"{latency['median']:.3f} ms median, {latency['p95']:.3f} ms p95"))
+    for name in ("instructions", "cycles"):
+        if record.get(name) is not None:
+            rows.append((name, f"{record[name]:,}"))
+    for name in ("flash_bytes", "ram_bytes"):
+        if record.get(name) is not None:
+            rows.append((name.removesuffix("_bytes"), f"{record[name] / 1024:.1f} KiB"))
+    return rows
+
+
+def print_report(report: Mapping[str, Any], folder: Path) -> None:
+    """Print the summary of a report."""
+    table = _table("stage", "uses", "status", "seconds")
+    for stage in report["stages"]:
+        table.add_row(
+            Text(stage["name"]), Text(stage["uses"]), Text(stage["status"]), Text(f"{stage.get('seconds') or 0:.1f}")
+        )
+    _print(table)
+    if report["targets"]:
+        targets = _table("validation", "format", "device", "accuracy", "agreement", "size", "gates")
+        for target in report["targets"]:
+            rows = dict(figures(target))
+            gates = target["gates"]
+            passed = sum(gate["passed"] for gate in gates)
+            targets.add_row(
+                Text(target["name"]),
+                Text(target["format"]),
+                Text(target["device"]),
+                Text(f"{100 * target['accuracy']:.2f} %"),
+                Text(rows.get("top-1 agreement with the reference", "-")),
+                Text(rows.get("size", "-").split(" in ")[0]),
+                Text(f"{passed} of {len(gates)}" if gates else "-", style="" if passed == len(gates) else "bold red"),
+            )
+        _print(targets)
+    for target in report["targets"]:
+        for gate in target["gates"]:
+            if not gate["passed"]:
+                told = sentence(target["name"], gate["name"], gate["limit"], gate["value"], gate.get("reason"))
+                _print(Text(told, style="bold red"))
+    _print(Text(f"{report['status']}: {folder / 'report.html'}"))
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _print(content: Table | Text) -> None:
+    console = Console()
+    # Without a terminal nothing needs to be cut to its width.
+    if not console.is_terminal:
+        console = Console(width=200)
+    console.print(content, highlight=False)
