@@ -24,6 +24,9 @@ from kdpipe.pipeline.report.target_view import (
     targets_table,
 )
 
+CURVES_BUDGET = 700_000
+"""Characters of the page that training curves may take; with figures.BUDGET it keeps the page under 3 MB."""
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -48,6 +51,7 @@ class StageView:
     metrics: tuple[tuple[str, str], ...]
     outputs: tuple[tuple[str, str, str, str], ...]
     charts: tuple[Picture, ...]
+    charts_left_out: int
     figures: tuple[figures.Figure, ...]
 
 
@@ -71,7 +75,7 @@ class Page:
     @property
     def trained(self) -> tuple[StageView, ...]:
         """The stages that have curves or figures."""
-        return tuple(stage for stage in self.stages if stage.charts or stage.figures)
+        return tuple(stage for stage in self.stages if stage.charts or stage.charts_left_out or stage.figures)
 
 
 def page(report: Report, folder: Path) -> Page:
@@ -196,12 +200,18 @@ def _failure(stage: StageEntry) -> str:
 
 
 def stage_views(stages: Sequence[StageEntry], folder: Path) -> tuple[StageView, ...]:
-    """Return the stages with their charts and as many of their figures as the page's budget takes."""
+    """Return the stages with as many of their charts and figures as the page's budgets take."""
     longest = max([stage.seconds or 0.0 for stage in stages], default=0.0) or 1.0
-    left = figures.BUDGET
+    bytes_for_curves, bytes_for_figures = CURVES_BUDGET, figures.BUDGET
     views = []
     for index, stage in enumerate(stages, 1):
-        shown, left = figures.inline(stage.figures, folder, left)
+        shown, bytes_for_figures = figures.inline(stage.figures, folder, bytes_for_figures)
+        charts = stage_charts(stage)
+        kept = []
+        for chart in charts:
+            bytes_for_curves -= len(chart.drawing)
+            if bytes_for_curves >= 0:
+                kept.append(chart)
         seconds = stage.seconds
         views.append(
             StageView(
@@ -215,7 +225,8 @@ def stage_views(stages: Sequence[StageEntry], folder: Path) -> tuple[StageView, 
                 outputs=tuple(
                     (name, output.path, size(output.bytes), output.sha256) for name, output in stage.outputs.items()
                 ),
-                charts=stage_charts(stage),
+                charts=tuple(kept),
+                charts_left_out=len(charts) - len(kept),
                 figures=tuple(shown),
             )
         )
