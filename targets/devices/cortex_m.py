@@ -26,6 +26,8 @@ CORES = {
 }
 """By core, what the compiler and the emulator call it. (Unicorn has no M0+; an M0 runs the same instructions.)"""
 
+_SECONDS_TO_FIND_LAYER = 10.0
+
 
 def create(core: str) -> CortexM:
     """Return the emulated `core`, one of `CORES`.
@@ -76,7 +78,7 @@ class CortexM:
         costs: list[Cost] = []
         with tempfile.TemporaryDirectory(prefix="kdpipe-", ignore_cleanup_errors=True) as directory:
             firmware = build_firmware(sources, CORES[self.core][0], Path(directory))
-        machine = self._machine(firmware)
+        machine = self._machine(firmware, self.seconds_limit)
         for index in range(count):
             values = packed[index].tobytes()
             try:
@@ -104,7 +106,7 @@ class CortexM:
         """Run a firmware that shows each layer's output; see `Device.trace`. Every tensor but the input is there."""
         sources = load_c_artifact(artifact)
         packed = sources.pack_inputs(inputs)
-        firmware, machine = self._traced(sources)
+        firmware, machine = self._traced(sources, self.seconds_limit)
         recorded: list[list[NDArray[np.int8]]] = []
         for index, row in enumerate(packed):
             layers: list[NDArray[np.int8]] = []
@@ -121,25 +123,25 @@ class CortexM:
             recorded.append(layers)
         return sources.unpack_trace(recorded)
 
-    def _machine(self, firmware: Firmware) -> UnicornMachine:
+    def _machine(self, firmware: Firmware, seconds_limit: float) -> UnicornMachine:
         return UnicornMachine(
             firmware,
             CORES[self.core][1],
             CYCLE_MODELS.get(self.core),
             instruction_limit=self.instruction_limit,
-            seconds_limit=self.seconds_limit,
+            seconds_limit=seconds_limit,
         )
 
-    def _traced(self, sources: CArtifact) -> tuple[Firmware, UnicornMachine]:
+    def _traced(self, sources: CArtifact, seconds_limit: float) -> tuple[Firmware, UnicornMachine]:
         with tempfile.TemporaryDirectory(prefix="kdpipe-", ignore_cleanup_errors=True) as directory:
             firmware = build_firmware(sources, CORES[self.core][0], Path(directory), traced=True)
-        return firmware, self._machine(firmware)
+        return firmware, self._machine(firmware, seconds_limit)
 
     def _find_layer(self, sources: CArtifact, values: bytes) -> str | None:
         """Return the name of the layer in which the program stops on the input `values`, where it can be told."""
         finished: list[int] = []
         try:
-            _, machine = self._traced(sources)
+            _, machine = self._traced(sources, min(self.seconds_limit, _SECONDS_TO_FIND_LAYER))
             machine.run_traced(
                 values, sources.output_size, f"{sources.name}_trace", lambda layer, _: finished.append(layer)
             )

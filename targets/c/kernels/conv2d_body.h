@@ -3,6 +3,9 @@
 
 void KDP_CONV2D(const kdp_conv2d *layer, const int8_t *input, int8_t *output, int8_t *scratch)
 {
+    /* Copies: a store to the output might change what `layer` points to, for all the compiler knows. */
+    const kdp_requantization to = layer->to;
+    const int32_t *const bias = layer->bias;
     const int32_t channels = layer->in_channels / layer->groups;
     const int32_t filters = layer->out_channels / layer->groups;
     const int32_t count = layer->kernel_height * layer->kernel_width * channels;
@@ -34,12 +37,12 @@ void KDP_CONV2D(const kdp_conv2d *layer, const int8_t *input, int8_t *output, in
             for (int32_t o = group * filters; o < (group + 1) * filters; o++, row += row_length) {
                 if (paired) {
                     uint32_t sums[2];
-                    sums[0] = sums[1] = (uint32_t)layer->bias[o];
+                    sums[0] = sums[1] = (uint32_t)bias[o];
                     kdp_dot_pair(row, scratch, second_patch, count, sums);
-                    *first++ = kdp_requantize(sums[0], &layer->to, o);
-                    *second++ = kdp_requantize(sums[1], &layer->to, o);
+                    *first++ = kdp_requantize(sums[0], &to, o);
+                    *second++ = kdp_requantize(sums[1], &to, o);
                 } else {
-                    *first++ = kdp_requantize(kdp_dot(row, scratch, 1, count, (uint32_t)layer->bias[o]), &layer->to, o);
+                    *first++ = kdp_requantize(kdp_dot(row, scratch, 1, count, (uint32_t)bias[o]), &to, o);
                 }
             }
             position += 2;
