@@ -37,6 +37,7 @@ from kdpipe.targets.graph import (
     Requantize,
     Weight,
 )
+from kdpipe.targets.operator_support import refuse_unsupported
 from kdpipe.targets.packing import pack_lowest_first
 
 OPSET = 25
@@ -57,6 +58,7 @@ def export(graph: IntegerGraph, directory: Path) -> list[Path]:
     The input is float32 `input` [N, C, H, W], normalized; the output float32 `logits` [N, ...]; N is free.
 
     Raises:
+        UnsupportedError: an operator can't be expressed.
         MissingDependencyError: onnx is not installed.
     """
     onnx = require("onnx", "onnx")
@@ -69,11 +71,12 @@ def export(graph: IntegerGraph, directory: Path) -> list[Path]:
 
 def build_model(graph: IntegerGraph) -> Any:
     """Return `graph` as an onnx.ModelProto."""
+    refuse_unsupported(graph, _WRITERS, "ONNX")
     onnx = require("onnx", "onnx")
     writer = _Writer(onnx)
     writer.quantize(INPUT_NAME, graph.input_name, graph.input.quantization)
     for node in graph.nodes:
-        _WRITERS[type(node.op)](writer, graph, node)
+        _WRITERS[type(node.op)](writer, graph, node, node.op)
     output = graph.output
     writer.dequantize(graph.output_name, output.quantization, to=OUTPUT_NAME)
     helper, float32 = onnx.helper, onnx.TensorProto.FLOAT
@@ -185,9 +188,7 @@ def _finish(writer: _Writer, node: Node, operator: str, inputs: list[str], **att
     writer.quantize(real, node.name, node.output.quantization)
 
 
-def _conv2d(writer: _Writer, graph: IntegerGraph, node: Node) -> None:
-    op = node.op
-    assert isinstance(op, Conv2d)
+def _conv2d(writer: _Writer, graph: IntegerGraph, node: Node, op: Conv2d) -> None:
     source = graph.tensor(node.inputs[0]).quantization
     inputs = [*_reals(writer, graph, node), writer.weight(node, op.weight), writer.bias(node, op, source)]
     _finish(
@@ -203,54 +204,50 @@ def _conv2d(writer: _Writer, graph: IntegerGraph, node: Node) -> None:
     )
 
 
-def _linear(writer: _Writer, graph: IntegerGraph, node: Node) -> None:
-    op = node.op
-    assert isinstance(op, Linear)
+def _linear(writer: _Writer, graph: IntegerGraph, node: Node, op: Linear) -> None:
     source = graph.tensor(node.inputs[0]).quantization
     inputs = [*_reals(writer, graph, node), writer.weight(node, op.weight), writer.bias(node, op, source)]
     _finish(writer, node, "Gemm", inputs, transB=1)
 
 
-def _add(writer: _Writer, graph: IntegerGraph, node: Node) -> None:
+def _add(writer: _Writer, graph: IntegerGraph, node: Node, op: Add) -> None:
     _finish(writer, node, "Add", _reals(writer, graph, node))
 
 
-def _average_pool2d(writer: _Writer, graph: IntegerGraph, node: Node) -> None:
-    assert isinstance(node.op, AveragePool2d)
+def _average_pool2d(writer: _Writer, graph: IntegerGraph, node: Node, op: AveragePool2d) -> None:
     _finish(
         writer,
         node,
         "AveragePool",
         _reals(writer, graph, node),
-        kernel_shape=list(node.op.kernel),
-        strides=list(node.op.stride),
+        kernel_shape=list(op.kernel),
+        strides=list(op.stride),
     )
 
 
-def _max_pool2d(writer: _Writer, graph: IntegerGraph, node: Node) -> None:
-    assert isinstance(node.op, MaxPool2d)
+def _max_pool2d(writer: _Writer, graph: IntegerGraph, node: Node, op: MaxPool2d) -> None:
     writer.node(
         "MaxPool",
         [stored_name(node.inputs[0])],
         stored_name(node.name),
-        kernel_shape=list(node.op.kernel),
-        strides=list(node.op.stride),
-        pads=list(node.op.padding),
+        kernel_shape=list(op.kernel),
+        strides=list(op.stride),
+        pads=list(op.padding),
     )
 
 
-def _flatten(writer: _Writer, graph: IntegerGraph, node: Node) -> None:
+def _flatten(writer: _Writer, graph: IntegerGraph, node: Node, op: Flatten) -> None:
     writer.node("Flatten", [stored_name(node.inputs[0])], stored_name(node.name), axis=1)
 
 
-def _requantize(writer: _Writer, graph: IntegerGraph, node: Node) -> None:
+def _requantize(writer: _Writer, graph: IntegerGraph, node: Node, op: Requantize) -> None:
     # Of two pairs of QuantizeLinear and DequantizeLinear in a row, onnxruntime makes one in a way that leaves the next
     # operator in float; the Clip, which changes nothing, keeps them apart.
     (real,) = _reals(writer, graph, node)
     writer.quantize(real, node.name, node.output.quantization, always_clip=True)
 
 
-_WRITERS: dict[type, Callable[[_Writer, IntegerGraph, Node], None]] = {
+_WRITERS: dict[type, Callable[[_Writer, IntegerGraph, Node, Any], None]] = {
     Conv2d: _conv2d,
     Linear: _linear,
     Add: _add,

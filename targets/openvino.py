@@ -34,6 +34,7 @@ from kdpipe.targets.graph import (
     Requantize,
     Weight,
 )
+from kdpipe.targets.operator_support import refuse_unsupported
 from kdpipe.targets.packing import pack_lowest_first
 
 STRUCTURE_FILE, CONSTANTS_FILE = "model.xml", "model.bin"
@@ -46,6 +47,7 @@ def export(graph: IntegerGraph, directory: Path) -> list[Path]:
     The input is float32 `input` [N, C, H, W], normalized; the output float32 `logits` [N, ...]; N is free.
 
     Raises:
+        UnsupportedError: an operator can't be expressed.
         MissingDependencyError: openvino is not installed.
     """
     openvino = require("openvino", "openvino")
@@ -57,12 +59,13 @@ def export(graph: IntegerGraph, directory: Path) -> list[Path]:
 
 
 def _build(writer: _Writer, graph: IntegerGraph) -> Any:
+    refuse_unsupported(graph, _WRITERS, "OpenVINO")
     parameter = writer.ops.parameter([-1, *graph.input.shape], np.float32, name=INPUT_NAME)
     parameter.output(0).get_tensor().set_names({INPUT_NAME})
     tensors = {graph.input_name: writer.quantize(parameter, graph.input_name, graph.input.quantization)}
     for node in graph.nodes:
         inputs = [tensors[name] for name in node.inputs]
-        tensors[node.name] = _WRITERS[type(node.op)](writer, graph, node, inputs)
+        tensors[node.name] = _WRITERS[type(node.op)](writer, graph, node, inputs, node.op)
     result = writer.ops.result(tensors[graph.output_name], name=OUTPUT_NAME)
     tensor = result.input(0).get_source_output().get_tensor()
     tensor.set_names({OUTPUT_NAME, *tensor.get_names()})
@@ -138,9 +141,7 @@ class _Writer:
         return self.quantize(real, node.name, node.output.quantization)
 
 
-def _conv2d(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any]) -> Any:
-    op = node.op
-    assert isinstance(op, Conv2d)
+def _conv2d(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any], op: Conv2d) -> Any:
     outputs, *rest = op.weight.values.shape
     options = (list(op.stride), list(op.padding[:2]), list(op.padding[2:]), list(op.dilation))
     if op.groups == 1:
@@ -153,27 +154,22 @@ def _conv2d(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any])
     return writer.finish(accumulated, node, op, graph.tensor(node.inputs[0]).quantization, 2)
 
 
-def _linear(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any]) -> Any:
-    op = node.op
-    assert isinstance(op, Linear)
+def _linear(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any], op: Linear) -> Any:
     weight = writer.weight(node, op.weight, op.weight.values.shape, (-1, 1))
     accumulated = writer.ops.matmul(inputs[0], weight, False, True)
     return writer.finish(accumulated, node, op, graph.tensor(node.inputs[0]).quantization, 0)
 
 
-def _add(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any]) -> Any:
+def _add(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any], op: Add) -> Any:
     return writer.quantize(writer.ops.add(*inputs), node.name, node.output.quantization)
 
 
-def _average_pool2d(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any]) -> Any:
-    assert isinstance(node.op, AveragePool2d)
-    real = writer.ops.avg_pool(inputs[0], list(node.op.stride), [0, 0], [0, 0], list(node.op.kernel), True)
+def _average_pool2d(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any], op: AveragePool2d) -> Any:
+    real = writer.ops.avg_pool(inputs[0], list(op.stride), [0, 0], [0, 0], list(op.kernel), True)
     return writer.quantize(real, node.name, node.output.quantization)
 
 
-def _max_pool2d(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any]) -> Any:
-    op = node.op
-    assert isinstance(op, MaxPool2d)
+def _max_pool2d(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any], op: MaxPool2d) -> Any:
     first_operators = require("openvino.opset1", "openvino")
     pooled = first_operators.max_pool(
         inputs[0], list(op.stride), list(op.padding[:2]), list(op.padding[2:]), list(op.kernel)
@@ -181,15 +177,15 @@ def _max_pool2d(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[A
     return writer.named(pooled, node.name)
 
 
-def _flatten(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any]) -> Any:
+def _flatten(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any], op: Flatten) -> Any:
     return writer.named(writer.ops.reshape(inputs[0], writer.constant(np.array([0, -1])), True), node.name)
 
 
-def _requantize(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any]) -> Any:
+def _requantize(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any], op: Requantize) -> Any:
     return writer.quantize(inputs[0], node.name, node.output.quantization)
 
 
-_WRITERS: dict[type, Callable[[_Writer, IntegerGraph, Node, list[Any]], Any]] = {
+_WRITERS: dict[type, Callable[[_Writer, IntegerGraph, Node, list[Any], Any], Any]] = {
     Conv2d: _conv2d,
     Linear: _linear,
     Add: _add,

@@ -1,0 +1,338 @@
+"""An integer graph as TensorFlow Lite, int8 from input to output, for LiteRT and TFLite Micro.
+
+TFLite's reference kernels, and TFLite Micro's, compute what this file says exactly as the integer graph does where
+its rounding is `tflite`; a graph with rounding `single` differs by a step here and there. XNNPACK, which LiteRT uses
+by default, requantizes in floating point and may be a step away in either.
+
+Weights of 2 to 4 bits of convolutions are stored as INT4, the narrowest that CONV_2D and DEPTHWISE_CONV_2D take; those
+of linear layers as int8, because TFLite Micro's FULLY_CONNECTED takes nothing narrower.
+
+Axes are [N, H, W, C]. A Flatten whose only readers are linear layers becomes a plain RESHAPE, and their columns are
+reordered; any other Flatten is preceded by a TRANSPOSE. A padding that is neither TFLite's SAME nor VALID becomes a
+PAD, or for a maximum a PADV2 with -128. An activation's range that is not a RELU's is limited by MAXIMUM and MINIMUM.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdpipe.targets.artifact import INPUT_NAME, OUTPUT_NAME, kdpipe_version
+from kdpipe.targets.graph import (
+    Add,
+    AveragePool2d,
+    Conv2d,
+    Flatten,
+    IntegerGraph,
+    Linear,
+    MaxPool2d,
+    Node,
+    Padding,
+    Pair,
+    Quantization,
+    Requantize,
+    TensorType,
+)
+from kdpipe.targets.operator_support import refuse_unsupported
+from kdpipe.targets.tflite_model import ModelBuilder
+
+FILE = "model.tflite"
+STORED_BITS = {2: 4, 3: 4, 4: 4, 8: 8}
+LINEAR_STORED_BITS = {2: 8, 3: 8, 4: 8, 8: 8}
+
+
+def stored_name(tensor: str) -> str:
+    """Return the name in the TFLite file of a tensor of the integer graph."""
+    return f"{tensor}/stored"
+
+
+def export(graph: IntegerGraph, directory: Path) -> list[Path]:
+    """Write `graph` as model.tflite into `directory`.
+
+    The input is int8 `input` [1, H, W, C], the output int8 `logits` [1, ...]; the batch can be resized.
+
+    Raises:
+        UnsupportedError: an operator can't be expressed.
+        MissingDependencyError: ai-edge-litert is not installed.
+    """
+    path = directory / FILE
+    path.write_bytes(build_model(graph))
+    return [path]
+
+
+def build_model(graph: IntegerGraph) -> bytes:
+    """Return `graph` as the bytes of a .tflite file."""
+    refuse_unsupported(graph, _WRITERS, "TFLite")
+    writer = _Writer(graph)
+    for node in graph.nodes:
+        _WRITERS[type(node.op)](writer, node, node.op)
+    return writer.finish()
+
+
+def channels_last(shape: tuple[int, ...]) -> list[int]:
+    """Return a graph's shape as TFLite has it, with a batch of one."""
+    return [1, *shape[1:], shape[0]] if len(shape) == 3 else [1, *shape]
+
+
+def tflite_padding(
+    size: Pair, kernel: Pair, stride: Pair, padding: Padding, output: Pair, dilation: Pair = (1, 1)
+) -> str | Padding:
+    """Return "VALID" or "SAME" where that is what `padding` amounts to, or else the padding that is really read.
+
+    Args:
+        size: the input's height and width.
+        kernel: of the window; likewise the others.
+        stride: vertical, horizontal.
+        padding: (top, left, bottom, right).
+        output: the output's height and width.
+        dilation: vertical, horizontal.
+    """
+    before, after, same = [], [], []
+    for axis in (0, 1):
+        reach = (output[axis] - 1) * stride[axis] + (kernel[axis] - 1) * dilation[axis] + 1
+        before.append(padding[axis])
+        # A padding at the end that no window reaches is no padding.
+        after.append(max(0, reach - size[axis] - before[axis]))
+        total = max(0, reach - size[axis])
+        is_same_size = output[axis] == -(-size[axis] // stride[axis])
+        same.append(is_same_size and (before[axis], after[axis]) == (total // 2, total - total // 2))
+    if not any(before) and not any(after):
+        return "VALID"
+    return "SAME" if all(same) else (before[0], before[1], after[0], after[1])
+
+
+class _Writer:
+    """Writes one graph; each tensor of the integer graph is known by its name."""
+
+    def __init__(self, graph: IntegerGraph) -> None:
+        self.graph = graph
+        self.builder = ModelBuilder(graph.name)
+        self.schema = self.builder.schema
+        self.indices = {graph.input_name: self.activation(INPUT_NAME, graph.input)}
+        readers: dict[str, list[Node]] = {}
+        for node in graph.nodes:
+            for name in node.inputs:
+                readers.setdefault(name, []).append(node)
+        self._reordered = {
+            node.name
+            for node in graph.nodes
+            if isinstance(node.op, Flatten)
+            and len(graph.tensor(node.inputs[0]).shape) == 3
+            and node.name in readers
+            and all(isinstance(reader.op, Linear) for reader in readers[node.name])
+        }
+
+    def activation(self, name: str, tensor: TensorType) -> int:
+        return self.builder.activation(name, channels_last(tensor.shape), tensor.quantization)
+
+    def source(self, node: Node, index: int = 0) -> int:
+        return self.indices[node.inputs[index]]
+
+    def output(self, node: Node) -> int:
+        """Add the tensor that holds the node's output in the end."""
+        name = OUTPUT_NAME if node.name == self.graph.output_name else stored_name(node.name)
+        index = self.activation(name, node.output)
+        self.indices[node.name] = index
+        return index
+
+    def is_reordered(self, name: str) -> bool:
+        """Whether the flat tensor `name` has the order of [H, W, C] in the file."""
+        return name in self._reordered
+
+    def compute(self, node: Node, operator: str, inputs: list[int], options: str, **fields: Any) -> None:
+        """Add an operator with a fused activation, and what else limits its output to its range."""
+        quantization = node.output.quantization
+        activations = self.schema.ActivationFunctionType
+        is_relu = quantization.qmin == quantization.zero_point
+        fields["fusedActivationFunction"] = activations.RELU if is_relu else activations.NONE
+        limits = _limits(quantization, keeps_lowest=is_relu)
+        target = self._unclipped(node) if limits else self.output(node)
+        self.builder.operator(operator, inputs, target, options, fields)
+        self._clip(node, target, limits)
+
+    def convert(self, node: Node, operator: str, inputs: list[int], options: str) -> None:
+        """Add an operator without a fused activation, and what limits its output to its range."""
+        limits = _limits(node.output.quantization, keeps_lowest=False)
+        target = self._unclipped(node) if limits else self.output(node)
+        self.builder.operator(operator, inputs, target, options)
+        self._clip(node, target, limits)
+
+    def pad(self, node: Node, padding: Padding, *, lowest: bool) -> int:
+        """Pad the node's input with what stands for 0, or with -128."""
+        tensor = self.graph.tensor(node.inputs[0])
+        channels, height, width = tensor.shape
+        top, left, bottom, right = padding
+        padded = TensorType((channels, height + top + bottom, width + left + right), tensor.quantization)
+        output = self.activation(f"{node.name}/padded", padded)
+        amounts = np.array([[0, 0], [top, bottom], [left, right], [0, 0]], np.int32)
+        inputs = [self.source(node), self.builder.constant(f"{node.name}/padding", amounts)]
+        if not lowest:
+            return self.builder.operator("PAD", inputs, output, "PadOptions")
+        quantization = tensor.quantization
+        fill = np.array([-128], np.int8)
+        inputs.append(self.builder.constant(f"{node.name}/fill", fill, [quantization.scale], quantization.zero_point))
+        return self.builder.operator("PADV2", inputs, output, "PadV2Options")
+
+    def finish(self) -> bytes:
+        graph = self.graph
+        properties: dict[str, Any] = {
+            **graph.metadata,
+            "classes": list(graph.class_names),
+            "weight_bits": {node.name: weight.bits for node, weight in graph.weights()},
+            "kdpipe_version": kdpipe_version(),
+        }
+        if graph.normalization:
+            properties.update(mean=list(graph.normalization.mean), std=list(graph.normalization.std))
+        self.builder.metadata("kdpipe", json.dumps(properties, sort_keys=True).encode())
+        return self.builder.finish([self.indices[graph.input_name]], [self.indices[graph.output_name]])
+
+    def _unclipped(self, node: Node) -> int:
+        return self.activation(f"{node.name}/unclipped", node.output)
+
+    def _clip(self, node: Node, source: int, limits: list[tuple[str, int]]) -> None:
+        quantization = node.output.quantization
+        for position, (operator, limit) in enumerate(limits):
+            is_last = position == len(limits) - 1
+            target = self.output(node) if is_last else self.activation(f"{node.name}/half_clipped", node.output)
+            name = f"{node.name}/{operator.lower()}"
+            values = np.array([limit], np.int8)
+            bound = self.builder.constant(name, values, [quantization.scale], quantization.zero_point)
+            source = self.builder.operator(operator, [source, bound], target, "MaximumMinimumOptions")
+
+
+def _limits(quantization: Quantization, *, keeps_lowest: bool) -> list[tuple[str, int]]:
+    """Return the operators and constants that limit int8 to the quantization's range."""
+    limits = []
+    if quantization.qmin > -128 and not keeps_lowest:
+        limits.append(("MAXIMUM", quantization.qmin))
+    if quantization.qmax < 127:
+        limits.append(("MINIMUM", quantization.qmax))
+    return limits
+
+
+def _weights_and_bias(
+    writer: _Writer, node: Node, op: Conv2d | Linear, values: NDArray[np.int8], axis: int, bits: int
+) -> list[int]:
+    scales = op.weight.scales
+    bias_scales = np.float32(writer.graph.tensor(node.inputs[0]).quantization.scale) * scales
+    return [
+        writer.builder.constant(f"{node.name}/weight", values, list(scales), axis=axis, bits=bits),
+        writer.builder.constant(f"{node.name}/bias", op.bias, list(bias_scales)),
+    ]
+
+
+def _conv2d(writer: _Writer, node: Node, op: Conv2d) -> None:
+    tensor = writer.graph.tensor(node.inputs[0])
+    outputs, _, height, width = op.weight.values.shape
+    padding = tflite_padding(
+        tensor.shape[1:],  # type: ignore[arg-type]
+        (height, width),
+        op.stride,
+        op.padding,
+        node.output.shape[1:],  # type: ignore[arg-type]
+        op.dilation,
+    )
+    source = writer.source(node) if isinstance(padding, str) else writer.pad(node, padding, lowest=False)
+    fields = {
+        "padding": getattr(writer.schema.Padding, padding if isinstance(padding, str) else "VALID"),
+        "strideH": op.stride[0],
+        "strideW": op.stride[1],
+        "dilationHFactor": op.dilation[0],
+        "dilationWFactor": op.dilation[1],
+    }
+    bits = STORED_BITS[op.weight.bits]
+    if op.groups == tensor.shape[0] and op.groups > 1:
+        # [O, 1, KH, KW] to [1, KH, KW, O]
+        values = op.weight.values.transpose(1, 2, 3, 0)
+        inputs = [source, *_weights_and_bias(writer, node, op, values, 3, bits)]
+        fields["depthMultiplier"] = outputs // op.groups
+        writer.compute(node, "DEPTHWISE_CONV_2D", inputs, "DepthwiseConv2DOptions", **fields)
+    else:
+        values = op.weight.values.transpose(0, 2, 3, 1)
+        inputs = [source, *_weights_and_bias(writer, node, op, values, 0, bits)]
+        writer.compute(node, "CONV_2D", inputs, "Conv2DOptions", **fields)
+
+
+def _linear(writer: _Writer, node: Node, op: Linear) -> None:
+    values = op.weight.values
+    if writer.is_reordered(node.inputs[0]):
+        flatten = next(other for other in writer.graph.nodes if other.name == node.inputs[0])
+        shape = writer.graph.tensor(flatten.inputs[0]).shape
+        values = values.reshape(-1, *shape).transpose(0, 2, 3, 1).reshape(values.shape)
+    inputs = [writer.source(node), *_weights_and_bias(writer, node, op, values, 0, LINEAR_STORED_BITS[op.weight.bits])]
+    writer.compute(node, "FULLY_CONNECTED", inputs, "FullyConnectedOptions")
+
+
+def _add(writer: _Writer, node: Node, op: Add) -> None:
+    inputs = [writer.source(node, 0), writer.source(node, 1)]
+    writer.compute(node, "ADD", inputs, "AddOptions")
+
+
+def _max_pool2d(writer: _Writer, node: Node, op: MaxPool2d) -> None:
+    tensor = writer.graph.tensor(node.inputs[0])
+    padding = tflite_padding(
+        tensor.shape[1:],  # type: ignore[arg-type]
+        op.kernel,
+        op.stride,
+        op.padding,
+        node.output.shape[1:],  # type: ignore[arg-type]
+    )
+    source = writer.source(node) if isinstance(padding, str) else writer.pad(node, padding, lowest=True)
+    _pool(writer, node, "MAX_POOL_2D", source, op.kernel, op.stride, padding if isinstance(padding, str) else "VALID")
+
+
+def _average_pool2d(writer: _Writer, node: Node, op: AveragePool2d) -> None:
+    _pool(writer, node, "AVERAGE_POOL_2D", writer.source(node), op.kernel, op.stride, "VALID")
+
+
+def _pool(writer: _Writer, node: Node, operator: str, source: int, kernel: Pair, stride: Pair, padding: str) -> None:
+    fields = {
+        "padding": getattr(writer.schema.Padding, padding),
+        "filterHeight": kernel[0],
+        "filterWidth": kernel[1],
+        "strideH": stride[0],
+        "strideW": stride[1],
+        "fusedActivationFunction": writer.schema.ActivationFunctionType.NONE,
+    }
+    # Its input keeps the range already, and so does a maximum or a mean of it.
+    writer.builder.operator(operator, [source], writer.output(node), "Pool2DOptions", fields)
+
+
+def _flatten(writer: _Writer, node: Node, op: Flatten) -> None:
+    tensor = writer.graph.tensor(node.inputs[0])
+    source = writer.source(node)
+    needs_transpose = len(tensor.shape) == 3 and not writer.is_reordered(node.name)
+    if needs_transpose and tensor.shape[0] > 1 and tensor.shape[1] * tensor.shape[2] > 1:
+        order = writer.builder.constant(f"{node.name}/order", np.array([0, 3, 1, 2], np.int32))
+        transposed = writer.builder.activation(f"{node.name}/transposed", [1, *tensor.shape], tensor.quantization)
+        source = writer.builder.operator("TRANSPOSE", [source, order], transposed, "TransposeOptions")
+    features = node.output.shape[0]
+    if writer.is_reordered(node.name):
+        output = writer.activation(f"{node.name}/channels_last", node.output)
+        writer.indices[node.name] = output
+    else:
+        output = writer.output(node)
+    # -1 keeps the batch free.
+    shape = np.array([-1, features], np.int32)
+    inputs = [source, writer.builder.constant(f"{node.name}/shape", shape)]
+    writer.builder.operator("RESHAPE", inputs, output, "ReshapeOptions", {"newShape": [-1, features]})
+
+
+def _requantize(writer: _Writer, node: Node, op: Requantize) -> None:
+    writer.convert(node, "QUANTIZE", [writer.source(node)], "QuantizeOptions")
+
+
+_WRITERS: dict[type, Callable[[_Writer, Node, Any], None]] = {
+    Conv2d: _conv2d,
+    Linear: _linear,
+    Add: _add,
+    MaxPool2d: _max_pool2d,
+    AveragePool2d: _average_pool2d,
+    Flatten: _flatten,
+    Requantize: _requantize,
+}
