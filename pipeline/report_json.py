@@ -48,7 +48,9 @@ def build_report(result: RunResult, out: Path, figures: Mapping[str, Mapping[str
             if stage.entry is not None and stage.entry.manifest.target is not None
         ],
     )
-    return report.model_dump(mode="json", by_alias=True)
+    content: dict[str, Any] = report.model_dump(mode="json", by_alias=True)
+    content["targets"] = [{"name": target.pop("name"), **target} for target in content["targets"]]
+    return content
 
 
 def report_schema() -> dict[str, Any]:

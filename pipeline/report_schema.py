@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -28,15 +28,22 @@ class StageErrorReport(_Strict):
     message: str
 
 
+Metrics = dict[str, float | int | str | bool | None]
+History = Annotated[dict[str, list[dict[str, float | int | None]]], Field(description="training curves by series")]
+Figures = Annotated[
+    dict[str, str], Field(description="pictures by caption: paths, in the report relative to its folder")
+]
+
+
 class StageFindings(_Strict):
     """What a stage returns beside its files: kdpipe.stages.base.Outcome as JSON."""
 
-    metrics: dict[str, float | int | str | bool | None]
-    history: dict[str, list[dict[str, float | int | None]]] = Field(description="training curves by series")
-    figures: dict[str, str] = Field(description="pictures by caption: paths relative to the report's folder")
+    metrics: Metrics
+    history: History
+    figures: Figures
 
 
-class StageReport(StageFindings):
+class StageReport(_Strict):
     """One stage or data source (`data.NAME`), in the order of execution."""
 
     name: str
@@ -44,8 +51,11 @@ class StageReport(StageFindings):
     status: Literal["ran", "cached", "failed", "skipped"]
     key: str | None
     seconds: float = Field(ge=0, description="how long it ran; of a cached stage, how long it took when it did")
+    metrics: Metrics
     outputs: dict[str, OutputReport]
     needs: list[str] = Field(description="the stages that it takes inputs from")
+    history: History
+    figures: Figures
     reasons: list[str] = Field(description="why it ran, in words")
     error: StageErrorReport | None
 

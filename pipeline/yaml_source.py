@@ -85,6 +85,8 @@ class Document:
             for old in [old for old in places if old[: len(path)] == path]:
                 del places[old]
             places[path] = place
+        for length in range(1, len(path)):  # mappings that this made
+            self.values.setdefault(path[:length], place)
 
 
 def read_document(path: Path) -> Document:
@@ -189,29 +191,34 @@ class _Builder:
         if self._skipping:
             self._skipping += is_start
             return True
+        if self._stack and self._stack[-1].skip_value:
+            self._stack[-1].skip_value = False
+            self._skipping = int(is_start)
+            return True
         if isinstance(event, yaml.AliasEvent) or event.anchor:
             # Nothing after it can be relied on, and a document of nested aliases deserves no more of our time.
             return self.give_up(place, "anchors and aliases (& and *) are not supported", "Repeat the value instead")
-        if (tag := getattr(event, "tag", None)) is not None:
-            tag = str(tag).removeprefix("tag:yaml.org,2002:")
-            self.complain(place, f"tags are not supported, found !{tag.lstrip('!')}", "Pipeline files are plain data")
-            self._add(None, place)
-            self._skipping += is_start
-            return True
-        if isinstance(event, yaml.ScalarEvent):
-            self._scalar(event, place)
-            return True
-        if len(self._stack) >= MAX_DEPTH:
-            return self.give_up(place, f"nested more than {MAX_DEPTH} deep")
-        if self._awaiting_key():
+        if self._awaiting_key() and is_start:
             return self.give_up(place, "a key must be a word, found a list or mapping")
-        container: dict[str, Any] | list[Any] = {} if isinstance(event, yaml.MappingStartEvent) else []
-        if self._stack and self._stack[-1].skip_value:
-            self._stack[-1].skip_value = False
-            self._skipping = 1
-            return True
-        self._stack.append(_Container(container, self._add(container, place)))
+        if (tag := getattr(event, "tag", None)) is not None:
+            self._tagged(str(tag), place)
+            self._skipping = int(is_start)
+        elif isinstance(event, yaml.ScalarEvent):
+            self._scalar(event, place)
+        elif len(self._stack) >= MAX_DEPTH:
+            return self.give_up(place, f"nested more than {MAX_DEPTH} deep")
+        else:
+            container: dict[str, Any] | list[Any] = {} if isinstance(event, yaml.MappingStartEvent) else []
+            self._stack.append(_Container(container, self._add(container, place)))
         return True
+
+    def _tagged(self, tag: str, place: Place) -> None:
+        name = tag.removeprefix("tag:yaml.org,2002:").lstrip("!")
+        self.complain(place, f"tags are not supported, found !{name}", "Pipeline files are plain data")
+        if self._awaiting_key():
+            self._stack[-1].skip_value = True
+        else:
+            self._add(None, place)
 
     def _end(self) -> None:
         if self._skipping:
@@ -226,9 +233,6 @@ class _Builder:
     def _scalar(self, event: yaml.ScalarEvent, place: Place) -> None:
         if self._awaiting_key():
             self._key(event, place)
-            return
-        if self._stack and self._stack[-1].skip_value:
-            self._stack[-1].skip_value = False
             return
         # `implicit[0]` says that a plain scalar was written, without quotes or a block indicator.
         value: Any = event.value
