@@ -47,12 +47,12 @@ class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor):  # type: ignore[override, no-untyped-def]
         inside, out, scale = ctx.saved_tensors
+        to_input = gradient * inside
         to_scale = None
         if ctx.needs_input_grad[1]:
             # Where the clip cut, out = limit * scale, so d out / d scale = out / scale.
-            cut = gradient.masked_fill(inside, 0)
-            to_scale = torch.dot(cut.flatten(), out.flatten()) / scale
-        return gradient * inside, to_scale, None, None, None
+            to_scale = torch.dot((gradient - to_input).flatten(), out.flatten()) / scale
+        return to_input, to_scale, None, None, None
 
 
 class Source(Protocol):

@@ -85,7 +85,7 @@ def optimal_step(weight: Tensor, bits: int) -> Tensor:
     limit = weight_limit(bits)
     widest = weight.abs().amax(dim=1, keepdim=True) / limit
     best, least = _positive(widest), None
-    for shrink in (1.0, 0.8, 0.6, 0.4):
+    for shrink in (1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4):
         step = refine_step(weight, _positive(widest * shrink), limit, CALIBRATION_ROUNDS)
         error = (weight - to_steps(weight, step, limit) * step).square().sum(dim=1, keepdim=True)
         if least is None:

@@ -1,0 +1,78 @@
+"""The trained module against the integer graph lowered from it: the same arithmetic, compared tensor by tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx
+
+from kdpipe.stages.quantization.activations import ActivationQuantizer, InputQuantizer
+from kdpipe.targets import reference
+from kdpipe.targets.graph import IntegerGraph
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How the integer reference agrees with the module in evaluation mode.
+
+    Args:
+        exact: by tensor of the integer graph, the share of elements that are equal.
+        max_step_difference: the largest difference of any stored integer.
+        top1_agreement: the share of images with the same largest logit.
+    """
+
+    exact: dict[str, float]
+    max_step_difference: int
+    top1_agreement: float
+
+    @property
+    def worst(self) -> tuple[str, float]:
+        """The tensor with the smallest share of equal elements, and that share."""
+        return min(self.exact.items(), key=lambda item: item[1])
+
+
+def compare(module: fx.GraphModule, graph: IntegerGraph, images: Tensor) -> Fidelity:
+    """Run both on the same images.
+
+    Args:
+        module: prepared and trained; run in evaluation mode, on its device.
+        graph: lowered from it.
+        images: normalized, float32 [N, C, H, W].
+    """
+    simulated = stored_integers(module, images)
+    computed = reference.run_all(graph, graph.input.quantization.quantize(images.cpu().numpy()))
+    exact: dict[str, float] = {}
+    largest = 0
+    for name, integers in simulated.items():
+        difference = np.abs(integers - computed[name].astype(np.int64))
+        exact[name] = float((difference == 0).mean())
+        largest = max(largest, int(difference.max()))
+    output = simulated[graph.output_name].argmax(axis=1) == computed[graph.output_name].argmax(axis=1)
+    return Fidelity(exact, largest, float(output.mean()))
+
+
+@torch.no_grad()
+def stored_integers(module: fx.GraphModule, images: Tensor) -> dict[str, NDArray[np.int64]]:
+    """Return what a prepared module stores on the way, in evaluation mode, by the tensor's name."""
+    found: dict[str, NDArray[np.int64]] = {}
+
+    class Recorder(fx.Interpreter):
+        def call_module(self, target, args, kwargs):  # type: ignore[no-untyped-def]
+            result = super().call_module(target, args, kwargs)
+            quantizer = module.get_submodule(target)
+            if isinstance(quantizer, ActivationQuantizer | InputQuantizer):
+                q = quantizer.quantization()
+                steps = np.rint(result.cpu().numpy() / np.float32(q.scale)).astype(np.int64)
+                found[quantizer.name] = steps + q.zero_point
+            return result
+
+    training = module.training
+    module.eval()
+    try:
+        Recorder(module).run(images.to(next(module.parameters()).device))
+    finally:
+        module.train(training)
+    return found

@@ -1,0 +1,217 @@
+"""How a network is quantized: prepare, calibrate, train, lower, compare."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from kdpipe.stages.artifacts import ImageSpace, load_network, load_samples, load_split, normalize
+from kdpipe.stages.base import Artifact, Inputs, Outcome, Rows, StageContext
+from kdpipe.stages.data.batches import TensorBatches
+from kdpipe.stages.knowledge.base import DistillationLoss, Knowledge
+from kdpipe.stages.knowledge.registry import LOSSES
+from kdpipe.stages.quantization.activations import calibrating
+from kdpipe.stages.quantization.fidelity import Fidelity, compare
+from kdpipe.stages.quantization.network import prepare_for, save_quantized_network
+from kdpipe.stages.quantization.prepare import QuantizationConfig
+from kdpipe.stages.quantization.speq import StochasticTeacher, finer_bits
+from kdpipe.stages.quantization.statistics import estimate_statistics
+from kdpipe.stages.quantize import SPEQ, QuantizeParams, SpeqParameters
+from kdpipe.stages.training.device import choose_device
+from kdpipe.stages.training.ensemble import TeacherEnsemble
+from kdpipe.stages.training.loop import train
+from kdpipe.stages.training.metrics import predict
+from kdpipe.stages.training.parameters import make_optimizer
+from kdpipe.stages.training.schedules import make_schedule
+from kdpipe.stages.training.seeding import derive_seed, seeded
+from kdpipe.targets.errors import DataError
+from kdpipe.targets.graph import IntegerGraph, Normalization
+from kdpipe.targets.graph_files import save_graph
+from kdpipe.targets.lower import lower
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """What the network is trained on.
+
+    Args:
+        images: as the network sees them, float32 [N, C, H, W].
+        labels: int64 [N]: true ones, or the teachers' choice.
+        logits: the teachers' mean, [N, K]; None on a split without teachers.
+    """
+
+    images: Tensor
+    labels: Tensor
+    logits: Tensor | None
+
+
+def quantize(params: QuantizeParams, inputs: Inputs, context: StageContext) -> Outcome:
+    """Do the work of the stage `quantize`.
+
+    Raises:
+        UnsupportedError: the network holds operations that can't be quantized; lists all of them.
+        DataError: the images don't fit the network, or kd has no teachers.
+        TrainingError: a loss term is not finite.
+        GraphError: the trained network can't be lowered; names the layer.
+    """
+    device = choose_device(context.accelerator)
+    network, description = load_network(inputs["network"].path)
+    space = description.space
+    config = QuantizationConfig(params.weight_bits, params.activation_bits, params.first_last_bits, params.rounding)
+    prepared = prepare_for(space, network.to(device), config)
+    data = _load_images(inputs["samples"], inputs.get("teachers"), space)
+    if "kd" in params.losses and data.logits is None:
+        raise DataError("kd needs what the teachers say about the images", remedy="Give `teachers`, or use ce alone")
+
+    calibrate(prepared, data.images[: params.calibration_images].to(device))
+    history = train_quantized(prepared, data, params, context, device)
+    estimate_statistics(prepared, data.images)
+    prepared.cpu().eval()
+
+    graph = lower(
+        prepared,
+        space.shape,
+        name=re.sub(r"\W", "_", description.model),
+        rounding=params.rounding,
+        class_names=space.classes,
+        normalization=Normalization(space.mean, space.std),
+    )
+    fidelity = compare(prepared, graph, data.images[: params.verified_images])
+    context.log(f"integer graph: equal in {fidelity.worst[1]:.4%} of elements or more (least: {fidelity.worst[0]})")
+    save_graph(graph, context.output("graph"))
+    save_quantized_network(context.output("network"), prepared, description, config)
+    return Outcome(metrics=_metrics(prepared, graph, fidelity, data, history), history={"quantized": history})
+
+
+@torch.no_grad()
+def calibrate(prepared: fx.GraphModule, images: Tensor) -> None:
+    """Set every activation clip by the activations of `images [N, C, H, W]`, with batch statistics."""
+    prepared.train()
+    with calibrating(prepared):
+        prepared(images)
+
+
+def train_quantized(
+    prepared: fx.GraphModule,
+    data: TrainingImages,
+    params: QuantizeParams,
+    context: StageContext,
+    device: torch.device,
+) -> Rows:
+    """Train a calibrated network in place and return a row an epoch."""
+    losses: dict[str, DistillationLoss] = {
+        name: LOSSES[name].build(values, None, derive_seed(context.seed, "loss", name))
+        for name, values in params.loss_parameters().items()
+        if name != SPEQ
+    }
+    weights = {name: values.weight for name, values in params.loss_parameters().items()}
+    speq = params.loss_parameters().get(SPEQ)
+    teacher = _stochastic_teacher(prepared, speq, params.activation_bits, context.seed)
+    logits = data.logits if data.logits is not None else torch.zeros(len(data.images), 0)
+    batches = TensorBatches(
+        (data.images, data.labels, logits),
+        params.batch_size,
+        torch.Generator().manual_seed(derive_seed(context.seed, "batches")),
+        device=device,
+    )
+    agreed: list[Tensor] = []
+
+    def step(batch: tuple[Tensor, ...]) -> Mapping[str, Tensor]:
+        images, labels, said = batch
+        terms: dict[str, Tensor] = {}
+        if teacher is not None and isinstance(speq, SpeqParameters):
+            student, loss = teacher.student_and_loss(images, speq.temperature)
+            terms[SPEQ] = weights[SPEQ] * loss
+        else:
+            student = prepared(images)
+        agreed.append((student.detach().argmax(dim=1) == labels).float().mean())
+        knowledge = Knowledge(student, None, said.unsqueeze(0), (), labels)
+        return {name: weights[name] * loss(knowledge) for name, loss in losses.items()} | terms
+
+    def evaluate() -> dict[str, float]:
+        agreement = float(torch.stack(agreed).mean())
+        agreed.clear()
+        return {"agreement": agreement}
+
+    def report(done: int, row: Mapping[str, float]) -> None:
+        context.progress(done, params.epochs, "epoch", loss=row["loss"], agreement=row["agreement"])
+
+    prepared.train()
+    with seeded(derive_seed(context.seed, "training")):
+        return train(
+            batches,
+            step,
+            make_optimizer(params, [prepared]),
+            make_schedule(params.schedule, params.warmup),
+            epochs=params.epochs,
+            evaluate=evaluate,
+            report=report,
+        )
+
+
+def _stochastic_teacher(
+    prepared: fx.GraphModule, speq: object, activation_bits: int, seed: int
+) -> StochasticTeacher | None:
+    if not isinstance(speq, SpeqParameters):
+        return None
+    generator = torch.Generator().manual_seed(derive_seed(seed, "precisions"))
+    return StochasticTeacher(prepared, speq.teacher_bits or finer_bits(activation_bits), speq.probability, generator)
+
+
+def _load_images(samples: Artifact, teachers: Artifact | None, space: ImageSpace) -> TrainingImages:
+    if samples.kind == "split":
+        split = load_split(samples.path)
+        _check_fit(split.space, space)
+        logits = None
+        if teachers is not None:
+            ensemble = TeacherEnsemble.load(teachers.path)
+            _check_fit(ensemble.space, space)
+            logits = predict(ensemble, normalize(split.images, ensemble.space))
+        return TrainingImages(normalize(split.images, space), split.labels, logits)
+    found = load_samples(samples.path)
+    _check_fit(found.space, space)
+    return TrainingImages(_as_seen(found.images, found.space, space), found.logits.argmax(dim=1), found.logits)
+
+
+def _check_fit(found: ImageSpace, space: ImageSpace) -> None:
+    if found.shape != space.shape:
+        raise DataError(f"images of shape {list(found.shape)} for a network that takes {list(space.shape)}")
+    if len(found.classes) != len(space.classes):
+        raise DataError(f"{len(found.classes)} classes of images for a network with {len(space.classes)}")
+
+
+def _as_seen(images: Tensor, given: ImageSpace, space: ImageSpace) -> Tensor:
+    """Convert normalized images from one mean and std to another's."""
+    if (given.mean, given.std) == (space.mean, space.std):
+        return images
+    given_mean, given_std, mean, std = (
+        torch.tensor(values).view(1, -1, 1, 1) for values in (given.mean, given.std, space.mean, space.std)
+    )
+    return (images * given_std + given_mean - mean) / std
+
+
+def _metrics(
+    prepared: fx.GraphModule, graph: IntegerGraph, fidelity: Fidelity, data: TrainingImages, history: Rows
+) -> dict[str, float | int | str | bool]:
+    weights = [weight for _, weight in graph.weights()]
+    ternary = [weight.values for weight in weights if weight.bits == 2]
+    agreement = (predict(prepared, data.images).argmax(dim=1) == data.labels).float().mean()
+    metrics: dict[str, float | int | str | bool] = {
+        "images": len(data.images),
+        "loss": history[-1]["loss"],
+        "agreement": float(agreement),
+        "weights": sum(weight.values.size for weight in weights),
+        "weight_bytes": sum(weight.packed_bytes for weight in weights),
+        "scale_and_bias_bytes": sum(8 * weight.scales.size for weight in weights),
+        "integer_exact": fidelity.worst[1],
+        "integer_max_step_difference": fidelity.max_step_difference,
+        "integer_top1_agreement": fidelity.top1_agreement,
+    }
+    if ternary:
+        zeros = sum(int((values == 0).sum()) for values in ternary)
+        metrics["ternary_sparsity"] = zeros / sum(values.size for values in ternary)
+    return metrics

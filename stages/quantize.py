@@ -1,0 +1,112 @@
+"""`quantize`: quantization-aware training, and the integer graph of what it trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from kdpipe.models.choice import check_named
+from kdpipe.stages.base import Accepts, Inputs, Outcome, Stage, StageContext
+from kdpipe.stages.knowledge.registry import LOSSES, LossParameters
+from kdpipe.stages.training.parameters import OptimizationParams
+from kdpipe.targets.errors import UsageError, did_you_mean
+
+SPEQ = "speq"
+
+
+class SpeqParameters(LossParameters):
+    """Parameters of `speq`: see kdpipe.stages.quantization.speq."""
+
+    weight: float = Field(default=1.0, ge=0, description="lambda")
+    temperature: float = Field(default=4.0, gt=0, le=1000, description="T: softens both distributions")
+    probability: float = Field(default=0.5, ge=0, le=1, description="u: that a layer of the teacher is finer")
+    teacher_bits: int | None = Field(
+        default=None,
+        ge=3,
+        le=32,
+        description="precision of the teacher's finer layers; 32: not rounded. Default: 8, or 32 for activation_bits 8",
+    )
+
+    @field_validator("teacher_bits", mode="after")
+    @classmethod
+    def _check_bits(cls, bits: int | None) -> int | None:
+        if bits is not None and 8 < bits < 32:
+            raise ValueError("must be 3 to 8, or 32 for activations that are not rounded")
+        return bits
+
+
+class QuantizeParams(OptimizationParams):
+    """Parameters of `quantize`."""
+
+    network: Annotated[str, Accepts("network")] = Field(description="the trained float network to start from")
+    samples: Annotated[str, Accepts("samples", "split")] = Field(description="the images to train and calibrate on")
+    teachers: Annotated[str | None, Accepts("ensemble")] = Field(
+        default=None, description="needed by kd on a split; samples carry the teachers' logits with them"
+    )
+    weight_bits: Literal[2, 3, 4, 8] = Field(default=2, description="width of the weights; 2 is ternary")
+    activation_bits: int = Field(default=8, ge=2, le=8, description="width of what layers read")
+    first_last_bits: Literal[2, 3, 4, 8] = Field(default=8, description="width of the first and last layers' weights")
+    rounding: Literal["single", "tflite"] = Field(
+        default="single",
+        description="of the fixed point: single, which is cheaper and nearest to float runtimes; "
+        "or tflite, to equal TFLite's reference kernels to the bit",
+    )
+    losses: dict[str, dict[str, Any] | None] = Field(
+        default={"kd": {}, SPEQ: {}},
+        min_length=1,
+        description="kd, ce and speq, each with its parameters; speq only beside another",
+    )
+    epochs: int = Field(default=30, ge=1, le=100_000, description="passes over the images")
+    optimizer: Literal["sgd", "adamw"] = Field(default="adamw", description="sgd has Nesterov momentum 0.9")
+    lr: float = Field(default=2e-3, gt=0, le=100, description="initial learning rate")
+    weight_decay: float = Field(default=0.0, ge=0, le=1, description="of weights; none on biases, norms and clips")
+    calibration_images: int = Field(default=512, ge=1, description="images on which the clips are calibrated")
+    verified_images: int = Field(
+        default=256, ge=1, description="images on which the integer graph is compared with the trained network"
+    )
+
+    @field_validator("losses", mode="after")
+    @classmethod
+    def _check_losses(cls, losses: dict[str, dict[str, Any] | None]) -> dict[str, dict[str, Any] | None]:
+        for name, values in losses.items():
+            check_named(_loss_type(name), values or {}, f"parameter of {name}", path=(name,))
+        if set(losses) == {SPEQ}:
+            raise ValueError("speq teaches only what the network knows already: give kd or ce beside it")
+        return losses
+
+    def loss_parameters(self) -> dict[str, LossParameters]:
+        """Return the losses' parameters with their defaults, by name."""
+        return {name: _loss_type(name).model_validate(values or {}) for name, values in self.losses.items()}
+
+
+def _loss_type(name: str) -> type[LossParameters]:
+    known = [loss for loss in LOSSES if LOSSES[loss].category == "response"]
+    if name == SPEQ:
+        return SpeqParameters
+    if name not in known:
+        raise ValueError(str(UsageError(f"no loss {name!r} for quantize", remedy=did_you_mean(name, [*known, SPEQ]))))
+    return LOSSES[name].parameters
+
+
+def outputs(params: Any) -> Mapping[str, str]:
+    """Return the two outputs."""
+    return {"graph": "integer-graph", "network": "quantized-network"}
+
+
+def run(params: QuantizeParams, inputs: Inputs, context: StageContext) -> Outcome:
+    """Train the quantized network, lower it, and write both."""
+    from kdpipe.stages.quantization.training import quantize
+
+    return quantize(params, inputs, context)
+
+
+STAGE = Stage(
+    name="quantize",
+    summary="trains the network at a few bits and lowers it to the integer graph that every target is written from",
+    params=QuantizeParams,
+    outputs=outputs,
+    run=run,
+    libraries=("torch", "numpy", "safetensors"),
+)
