@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdpipe.targets.artifact import INPUT_NAME, OUTPUT_NAME, kdpipe_version
+from kdpipe.targets.artifact import INPUT_NAME, OUTPUT_NAME, describe, kdpipe_version, write_artifact
 from kdpipe.targets.dependencies import require
 from kdpipe.targets.graph import (
     Add,
@@ -45,15 +45,16 @@ FILE = "model.onnx"
 OFFSET = 128
 """What is added to the graph's integers, in [-128, 127], to store them as uint8."""
 STORED_BITS = {2: 2, 3: 4, 4: 4, 8: 8}
+STORED_SUFFIX = "/stored"
 
 
 def stored_name(tensor: str) -> str:
     """Return the name in the ONNX file of a tensor's stored integers."""
-    return f"{tensor}/stored"
+    return f"{tensor}{STORED_SUFFIX}"
 
 
 def export(graph: IntegerGraph, directory: Path) -> list[Path]:
-    """Write `graph` as model.onnx into `directory`.
+    """Write `graph` as model.onnx, and artifact.json, into `directory`; return the deployable files.
 
     The input is float32 `input` [N, C, H, W], normalized; the output float32 `logits` [N, ...]; N is free.
 
@@ -66,6 +67,10 @@ def export(graph: IntegerGraph, directory: Path) -> list[Path]:
     onnx.checker.check_model(model, full_check=True)
     path = directory / FILE
     path.write_bytes(model.SerializeToString(deterministic=True))
+    write_artifact(
+        describe(graph, target="onnx", files=[FILE], input_type="float32", layout="NCHW", stored_bits=STORED_BITS),
+        directory,
+    )
     return [path]
 
 

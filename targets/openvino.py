@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kdpipe.targets.artifact import INPUT_NAME, OUTPUT_NAME, kdpipe_version
+from kdpipe.targets.artifact import INPUT_NAME, OUTPUT_NAME, describe, kdpipe_version, write_artifact
 from kdpipe.targets.dependencies import require
 from kdpipe.targets.graph import (
     Add,
@@ -42,7 +43,7 @@ STORED_BITS = {2: 2, 3: 4, 4: 4, 8: 8}
 
 
 def export(graph: IntegerGraph, directory: Path) -> list[Path]:
-    """Write `graph` as model.xml and model.bin into `directory`.
+    """Write `graph` as model.xml and model.bin, and artifact.json, into `directory`; return the deployable files.
 
     The input is float32 `input` [N, C, H, W], normalized; the output float32 `logits` [N, ...]; N is free.
 
@@ -55,7 +56,12 @@ def export(graph: IntegerGraph, directory: Path) -> list[Path]:
     # The writer owns the memory of the constants: it must live until the model is saved.
     model = _build(writer, graph)
     openvino.save_model(model, directory / STRUCTURE_FILE, compress_to_fp16=False)
-    return [directory / STRUCTURE_FILE, directory / CONSTANTS_FILE]
+    files = [STRUCTURE_FILE, CONSTANTS_FILE]
+    write_artifact(
+        describe(graph, target="openvino", files=files, input_type="float32", layout="NCHW", stored_bits=STORED_BITS),
+        directory,
+    )
+    return [directory / name for name in files]
 
 
 def _build(writer: _Writer, graph: IntegerGraph) -> Any:
@@ -75,12 +81,17 @@ def _build(writer: _Writer, graph: IntegerGraph) -> Any:
     return model
 
 
+def _tensor_names(graph: IntegerGraph) -> list[str]:
+    return [graph.input_name, *(node.name for node in graph.nodes)]
+
+
 def _properties(graph: IntegerGraph) -> dict[str, str]:
     properties = {
         **graph.metadata,
         "classes": json.dumps(list(graph.class_names)),
         "weight_bits": json.dumps({node.name: weight.bits for node, weight in graph.weights()}),
         "version": kdpipe_version(),
+        "tensors": json.dumps({name: asdict(graph.tensor(name).quantization) for name in _tensor_names(graph)}),
     }
     if graph.normalization:
         properties["mean"] = json.dumps(list(graph.normalization.mean))
@@ -96,7 +107,7 @@ class _Writer:
         self.ops = require("openvino.opset13", "openvino")
         self._memory: list[NDArray[Any]] = []
 
-    def constant(self, values: NDArray[Any]) -> Any:
+    def constant(self, values: NDArray[Any] | np.floating[Any]) -> Any:
         return self.ops.constant(values)
 
     def packed_constant(self, values: NDArray[np.int8], kind: Any, bits: int, name: str) -> Any:

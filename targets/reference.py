@@ -5,7 +5,7 @@ Written to be read, not to be fast: each function is its operator's equation (se
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from kdpipe.targets.graph import (
     IntegerGraph,
     Linear,
     MaxPool2d,
+    Operator,
     Padding,
     Pair,
     Quantization,
@@ -65,11 +66,23 @@ def run_all(graph: IntegerGraph, inputs: NDArray[np.int8]) -> dict[str, NDArray[
         raise GraphError(f"a value lies outside [{limits.qmin}, {limits.qmax}]", where=f"input {graph.input_name}")
     tensors = {graph.input_name: inputs}
     for node in graph.nodes:
-        values = [tensors[name].astype(np.int64) for name in node.inputs]
         types = [graph.tensor(name) for name in node.inputs]
-        compute = _OPERATORS[type(node.op)]
-        tensors[node.name] = compute(node.op, values, types, node.output, graph.rounding).astype(np.int8)
+        values = [tensors[name] for name in node.inputs]
+        tensors[node.name] = compute(node.op, values, types, node.output, graph.rounding)
     return tensors
+
+
+def compute(
+    op: Operator,
+    inputs: Sequence[NDArray[np.int8]],
+    types: list[TensorType],
+    output: TensorType,
+    rounding: Rounding,
+) -> NDArray[np.int8]:
+    """Compute one operator on stored integers, each int8 [N, *shape]; `types` and `output` say what they stand for."""
+    values = [value.astype(np.int64) for value in inputs]
+    stored: NDArray[np.int8] = _OPERATORS[type(op)](op, values, types, output, rounding).astype(np.int8)
+    return stored
 
 
 def _requantize(

@@ -1,8 +1,8 @@
 """An integer graph as TensorFlow Lite, int8 from input to output, for LiteRT and TFLite Micro.
 
-TFLite's reference kernels, and TFLite Micro's, compute what this file says exactly as the integer graph does where
-its rounding is `tflite`; a graph with rounding `single` differs by a step here and there. XNNPACK, which LiteRT uses
-by default, requantizes in floating point and may be a step away in either.
+TFLite Micro computes what this file says exactly as the integer graph does where its rounding is `tflite`, and so do
+LiteRT's reference kernels, but for FULLY_CONNECTED, which they round once (as `single` does). Elsewhere a stored
+integer may be one step away: XNNPACK, which LiteRT uses by default, requantizes in floating point.
 
 Weights of 2 to 4 bits of convolutions are stored as INT4, the narrowest that CONV_2D and DEPTHWISE_CONV_2D take; those
 of linear layers as int8, because TFLite Micro's FULLY_CONNECTED takes nothing narrower.
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdpipe.targets.artifact import INPUT_NAME, OUTPUT_NAME, kdpipe_version
+from kdpipe.targets.artifact import INPUT_NAME, OUTPUT_NAME, describe, kdpipe_version, write_artifact
 from kdpipe.targets.graph import (
     Add,
     AveragePool2d,
@@ -42,17 +42,19 @@ from kdpipe.targets.operator_support import refuse_unsupported
 from kdpipe.targets.tflite_model import ModelBuilder
 
 FILE = "model.tflite"
+METADATA = "kdpipe"
 STORED_BITS = {2: 4, 3: 4, 4: 4, 8: 8}
 LINEAR_STORED_BITS = {2: 8, 3: 8, 4: 8, 8: 8}
+STORED_SUFFIX = "/stored"
 
 
 def stored_name(tensor: str) -> str:
     """Return the name in the TFLite file of a tensor of the integer graph."""
-    return f"{tensor}/stored"
+    return f"{tensor}{STORED_SUFFIX}"
 
 
 def export(graph: IntegerGraph, directory: Path) -> list[Path]:
-    """Write `graph` as model.tflite into `directory`.
+    """Write `graph` as model.tflite, and artifact.json, into `directory`; return the deployable files.
 
     The input is int8 `input` [1, H, W, C], the output int8 `logits` [1, ...]; the batch can be resized.
 
@@ -62,6 +64,18 @@ def export(graph: IntegerGraph, directory: Path) -> list[Path]:
     """
     path = directory / FILE
     path.write_bytes(build_model(graph))
+    write_artifact(
+        describe(
+            graph,
+            target="tflite",
+            files=[FILE],
+            input_type="int8",
+            layout="NHWC",
+            stored_bits=STORED_BITS,
+            linear_stored_bits=LINEAR_STORED_BITS,
+        ),
+        directory,
+    )
     return [path]
 
 
@@ -185,10 +199,11 @@ class _Writer:
             "classes": list(graph.class_names),
             "weight_bits": {node.name: weight.bits for node, weight in graph.weights()},
             "kdpipe_version": kdpipe_version(),
+            "output": graph.output_name,
         }
         if graph.normalization:
             properties.update(mean=list(graph.normalization.mean), std=list(graph.normalization.std))
-        self.builder.metadata("kdpipe", json.dumps(properties, sort_keys=True).encode())
+        self.builder.metadata(METADATA, json.dumps(properties, sort_keys=True).encode())
         return self.builder.finish([self.indices[graph.input_name]], [self.indices[graph.output_name]])
 
     def _unclipped(self, node: Node) -> int:

@@ -1,0 +1,126 @@
+"""This machine: TensorFlow Lite on LiteRT (ai-edge-litert), with XNNPACK as by default."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdpipe.targets.artifact import read_artifact
+from kdpipe.targets.dependencies import require
+from kdpipe.targets.devices.base import Measurement
+from kdpipe.targets.devices.session import THREADS, measure_session
+from kdpipe.targets.errors import DeviceError
+from kdpipe.targets.tflite import FILE, METADATA, STORED_SUFFIX
+from kdpipe.targets.tflite_model import pack_model, unpack_model
+
+
+def create() -> HostLitert:
+    """Return this machine as a device for TensorFlow Lite."""
+    return HostLitert()
+
+
+@dataclass(frozen=True)
+class HostLitert:
+    """Runs TFLite exports on one thread."""
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """TensorFlow Lite."""
+        return ("tflite",)
+
+    def measure(
+        self, artifact: Path, inputs: NDArray[np.int8], progress: Callable[[int, int], None] | None = None
+    ) -> Measurement:
+        """Run the model on `inputs`; see `Device.measure`."""
+        read_artifact(artifact)
+        return measure_session(_Session(_load(_read(artifact), artifact), artifact), inputs, progress)
+
+    def trace(self, artifact: Path, inputs: NDArray[np.int8]) -> dict[str, NDArray[np.int8]]:
+        """Run the model with every tensor of the integer graph as a further output; see `Device.trace`.
+
+        A Flatten whose elements are in TFLite's order is absent.
+        """
+        content = _read(artifact)
+        try:
+            content, names = _with_every_output(content)
+        except Exception as error:  # the reader of a damaged file raises whatever it comes upon
+            raise DeviceError(f"the model can't be traced ({error})", where=str(artifact / FILE)) from None
+        interpreter = _load(content, artifact)
+        session = _Session(interpreter, artifact)
+        session.infer(session.prepare(inputs))
+        details = interpreter.get_output_details()
+        return {
+            name: _channels_first(interpreter.get_tensor(detail["index"]))
+            for name, detail in zip(names, details, strict=True)
+        }
+
+
+class _Session:
+    def __init__(self, interpreter: Any, artifact: Path) -> None:
+        self._interpreter = interpreter
+        self._artifact = artifact
+        self._input = interpreter.get_input_details()[0]
+        self._output = interpreter.get_output_details()[0]["index"]
+
+    def prepare(self, inputs: NDArray[np.int8]) -> NDArray[np.int8]:
+        return np.ascontiguousarray(inputs.transpose(0, 2, 3, 1) if inputs.ndim == 4 else inputs)
+
+    def infer(self, prepared: NDArray[np.int8]) -> NDArray[np.int8]:
+        index = self._input["index"]
+        try:
+            if self._input["shape"][0] != len(prepared):
+                self._interpreter.resize_tensor_input(index, list(prepared.shape))
+                self._interpreter.allocate_tensors()
+                self._input = self._interpreter.get_input_details()[0]
+            self._interpreter.set_tensor(index, prepared)
+            self._interpreter.invoke()
+            output: NDArray[np.int8] = self._interpreter.get_tensor(self._output)
+        except (RuntimeError, ValueError) as error:
+            raise DeviceError(f"LiteRT failed ({error})", where=str(self._artifact / FILE)) from None
+        return output
+
+    def store(self, raw: NDArray[np.int8]) -> NDArray[np.int8]:
+        return _channels_first(raw)
+
+
+def _channels_first(tensor: NDArray[np.int8]) -> NDArray[np.int8]:
+    return tensor.transpose(0, 3, 1, 2) if tensor.ndim == 4 else tensor
+
+
+def _read(artifact: Path) -> bytes:
+    try:
+        return (artifact / FILE).read_bytes()
+    except OSError as error:
+        raise DeviceError(f"the model can't be read ({error.strerror})", where=str(artifact / FILE)) from None
+
+
+def _load(content: bytes, artifact: Path) -> Any:
+    litert = require("ai_edge_litert.interpreter", "tflite")
+    try:
+        interpreter = litert.Interpreter(model_content=content, num_threads=THREADS)
+        interpreter.allocate_tensors()
+    except (RuntimeError, ValueError) as error:
+        raise DeviceError(
+            f"LiteRT can't load the model ({error})", where=str(artifact / FILE), remedy="Export it again"
+        ) from None
+    return interpreter
+
+
+def _with_every_output(content: bytes) -> tuple[bytes, list[str]]:
+    """Return the file with every stored tensor as an output, and the tensors' names in the integer graph."""
+    model = unpack_model(content)
+    (graph,) = model.subgraphs
+    (metadata,) = (entry for entry in model.metadata if entry.name == METADATA.encode())
+    properties = json.loads(bytes(model.buffers[metadata.buffer].data))
+    (output,) = graph.outputs
+    names = {index: tensor.name.decode() for index, tensor in enumerate(graph.tensors)}
+    stored = {index: name.removesuffix(STORED_SUFFIX) for index, name in names.items() if name.endswith(STORED_SUFFIX)}
+    stored[int(output)] = properties["output"]
+    graph.outputs = list(stored)
+    return pack_model(model), list(stored.values())

@@ -1,0 +1,48 @@
+"""The targets that an integer graph can be written for, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from kdpipe.targets.graph import IntegerGraph
+from kdpipe.targets.registry import Registry
+
+ExportFunction = Callable[[IntegerGraph, Path], list[Path]]
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """One target.
+
+    Args:
+        summary: one line for `kdpipe ls targets`.
+        function: where it is written, as "module:function"; imported when it is used.
+    """
+
+    summary: str
+    function: str
+
+    def export(self, graph: IntegerGraph, directory: Path) -> list[Path]:
+        """Write `graph` and artifact.json into an existing, empty directory, and return the files.
+
+        Raises:
+            UnsupportedError: a layer can't be expressed; nothing has been written.
+            MissingDependencyError: the target's package is not installed.
+            StorageError: the directory can't be written.
+        """
+        module, name = self.function.split(":")
+        function: ExportFunction = getattr(import_module(module), name)
+        return function(graph, directory)
+
+
+EXPORTERS: Registry[Exporter] = Registry("target")
+for _name, _exporter in {
+    "onnx": Exporter("ONNX, QDQ form, weights at 2, 4 or 8 bits", "kdpipe.targets.onnx:export"),
+    "openvino": Exporter("OpenVINO IR, weights at 2, 4 or 8 bits", "kdpipe.targets.openvino:export"),
+    "tflite": Exporter("TensorFlow Lite, int8, weights at 4 or 8 bits", "kdpipe.targets.tflite:export"),
+    "c": Exporter("C99 sources for microcontrollers, weights at 2, 4 or 8 bits", "kdpipe.targets.c.generator:export"),
+}.items():
+    EXPORTERS.register(_name)(_exporter)
