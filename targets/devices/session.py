@@ -22,7 +22,7 @@ TIMED_RUNS = 100
 class Session(Protocol):
     """A model that a runtime has loaded. What is around the inference is kept apart, so that only it is timed."""
 
-    def prepare(self, inputs: NDArray[np.int8]) -> NDArray[Any]:
+    def prepare(self, inputs: NDArray[Any]) -> NDArray[Any]:
         """Turn stored integers [N, C, H, W] into what the model's input takes."""
         ...
 
@@ -36,13 +36,13 @@ class Session(Protocol):
 
 
 def measure_session(
-    session: Session, inputs: NDArray[np.int8], progress: Callable[[int, int], None] | None = None
+    session: Session, inputs: NDArray[Any], progress: Callable[[int, int], None] | None = None
 ) -> Measurement:
     """Run every input in batches, then time up to `TIMED_RUNS` of them one by one, after a warm-up.
 
     Args:
         session: the model.
-        inputs: stored integers, int8 [N, C, H, W], N at least 1.
+        inputs: stored integers, int8 [N, C, H, W], N at least 1; for a float network, what its `prepare` takes.
         progress: called as progress(done, N).
     """
     outputs = []

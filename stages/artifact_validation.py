@@ -1,0 +1,303 @@
+"""How an artifact is run on a device with a split's images, and what is found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kdpipe.stages.artifacts import ImageSpace, Split, load_network, load_split, normalize
+from kdpipe.stages.base import TargetRecord
+from kdpipe.stages.training.ensemble import TeacherEnsemble
+from kdpipe.targets.artifact import read_artifact
+from kdpipe.targets.devices.base import Device
+from kdpipe.targets.devices.formats import format_of, refuse_format
+from kdpipe.targets.devices.registry import DEVICES
+from kdpipe.targets.devices.session import BATCH, THREADS, measure_session
+from kdpipe.targets.errors import DataError, UsageError
+from kdpipe.targets.graph import Normalization, Quantization
+from kdpipe.targets.graph_files import load_graph
+from kdpipe.targets.parity import compare, first_divergent_layer
+
+TRACED_SAMPLES = 4
+"""Images that differ from the reference and are traced, to name the layer where they begin to."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What has to be known of a quantized artifact to run it on images.
+
+    Args:
+        path: its directory.
+        format: onnx, openvino, tflite, c or integer-graph.
+        input_shape: [C, H, W].
+        input: quantization of the input.
+        output_shape: without the batch.
+        classes: names of the outputs, or empty.
+        normalization: of the input, where known.
+        files: deployable files with their bytes.
+    """
+
+    path: Path
+    format: str
+    input_shape: tuple[int, ...]
+    input: Quantization
+    output_shape: tuple[int, ...]
+    classes: tuple[str, ...]
+    normalization: Normalization | None
+    files: tuple[tuple[str, int], ...]
+
+
+def validate_on_device(
+    artifact: Path,
+    *,
+    device_name: str,
+    split: Path,
+    reference: Path | None,
+    baseline: Path | None,
+    samples: int | None,
+    progress: Progress | None,
+) -> TargetRecord:
+    """Do what `kdpipe.stages.validate.validate_artifact` says."""
+    entry = DEVICES[device_name]
+    artifact_format = format_of(artifact)
+    if artifact_format not in entry.formats:
+        refuse_format(device_name, artifact_format, entry.formats)
+    data = _first(load_split(split), samples)
+    baseline_accuracy = None if baseline is None else _accuracy_on_host(baseline, data)
+    if artifact_format == "torch":
+        if reference is not None:
+            raise UsageError(
+                "a float network has no integer reference", where=str(artifact), remedy="Leave the reference out"
+            )
+        return _validate_float(artifact, device_name, data, baseline_accuracy, progress)
+    return _validate_quantized(
+        _describe(artifact), device_name, entry.create(), data, reference, baseline_accuracy, progress
+    )
+
+
+def _first(split: Split, samples: int | None) -> Split:
+    if samples is None:
+        return split
+    if samples > len(split):
+        raise DataError(f"the split {split.name!r} has {len(split)} images, fewer than the {samples} asked for")
+    return Split(split.name, split.images[:samples], split.labels[:samples], split.space)
+
+
+def _describe(artifact: Path) -> Quantized:
+    artifact_format = format_of(artifact)
+    if artifact_format == "integer-graph":
+        graph = load_graph(artifact)
+        return Quantized(
+            artifact,
+            artifact_format,
+            graph.input.shape,
+            graph.input.quantization,
+            graph.output.shape,
+            graph.class_names,
+            graph.normalization,
+            _files(artifact),
+        )
+    described = read_artifact(artifact)
+    return Quantized(
+        artifact,
+        artifact_format,
+        described.input.shape,
+        described.input.quantization,
+        described.output.shape,
+        described.classes,
+        described.normalization,
+        described.sizes(artifact),
+    )
+
+
+def _files(directory: Path) -> tuple[tuple[str, int], ...]:
+    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    return tuple((path.relative_to(directory).as_posix(), path.stat().st_size) for path in paths)
+
+
+def _check_fit(where: Path, shape: Sequence[int], outputs: int, classes: Sequence[str], data: Split) -> None:
+    if tuple(shape) != data.space.shape:
+        raise DataError(
+            f"takes images of shape {list(shape)}, but the split {data.name!r} has {list(data.space.shape)}",
+            where=str(where),
+        )
+    if outputs != len(data.space.classes):
+        raise DataError(
+            f"tells {outputs} classes apart, but the split {data.name!r} has {len(data.space.classes)}",
+            where=str(where),
+        )
+    if classes and tuple(classes) != data.space.classes:
+        raise DataError(
+            f"its classes are {_few(classes)}, but the split {data.name!r} has {_few(data.space.classes)}",
+            where=str(where),
+        )
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def _stored_inputs(quantized: Quantized, data: Split) -> NDArray[np.int8]:
+    """Return the images as the network's stored integers, normalized as it was trained (or as the split says)."""
+    space = data.space
+    if quantized.normalization is not None:
+        space = ImageSpace(space.shape, space.classes, quantized.normalization.mean, quantized.normalization.std)
+    return quantized.input.quantize(normalize(data.images, space).numpy())
+
+
+def _accuracy(outputs: NDArray[Any], data: Split) -> float:
+    winners = outputs.reshape(len(outputs), -1).argmax(axis=1)
+    return float((winners == data.labels.numpy()).mean())
+
+
+def _latency(milliseconds: Sequence[float]) -> Mapping[str, float] | None:
+    if not milliseconds:
+        return None
+    median, high = np.percentile(np.asarray(milliseconds), [50, 95])
+    return {"median": float(median), "p95": float(high)}
+
+
+def _validate_quantized(
+    quantized: Quantized,
+    device_name: str,
+    device: Device,
+    data: Split,
+    reference: Path | None,
+    baseline_accuracy: float | None,
+    progress: Progress | None,
+) -> TargetRecord:
+    _check_fit(quantized.path, quantized.input_shape, int(np.prod(quantized.output_shape)), quantized.classes, data)
+    inputs = _stored_inputs(quantized, data)
+    # The reference first: whether it belongs to the artifact is known at once, a device can take minutes.
+    expected = None if reference is None else _reference_outputs(reference, quantized, inputs)
+    measured = device.measure(quantized.path, inputs, progress)
+    parity = None
+    if reference is not None and expected is not None:
+        found = compare(expected, measured.outputs)
+        layer = None
+        if found.differing.size:
+            differing = inputs[found.differing[:TRACED_SAMPLES]]
+            layer = first_divergent_layer(load_graph(reference), device.trace(quantized.path, differing), differing)
+        parity = {
+            "max_step_difference": found.max_step_difference,
+            "top1_agreement": found.top1_agreement,
+            "first_divergent_layer": layer,
+        }
+    return TargetRecord(
+        format=quantized.format,
+        device=device_name,
+        files=quantized.files,
+        accuracy=_accuracy(measured.outputs, data),
+        samples=len(data),
+        baseline_accuracy=baseline_accuracy,
+        latency_ms=_latency(measured.latency_ms),
+        instructions=measured.instructions,
+        cycles=measured.cycles,
+        flash_bytes=measured.flash_bytes,
+        ram_bytes=measured.ram_bytes,
+        parity=parity,
+    )
+
+
+def _reference_outputs(reference: Path, quantized: Quantized, inputs: NDArray[np.int8]) -> NDArray[np.int8]:
+    described = _describe(reference)
+    if (described.input_shape, described.input, described.output_shape) != (
+        quantized.input_shape,
+        quantized.input,
+        quantized.output_shape,
+    ):
+        raise UsageError(
+            "the reference is another network's: its input or output differs from the artifact's",
+            where=str(reference),
+            remedy="Give the integer graph that the artifact was exported from",
+        )
+    return _host().measure(reference, inputs).outputs
+
+
+def _host() -> Device:
+    return DEVICES["host"].create()
+
+
+def _accuracy_on_host(network: Path, data: Split) -> float:
+    if format_of(network) == "torch":
+        return _accuracy(_run_float(_load_float(network, data), data), data)
+    quantized = _describe(network)
+    _check_fit(network, quantized.input_shape, int(np.prod(quantized.output_shape)), quantized.classes, data)
+    return _accuracy(_host().measure(network, _stored_inputs(quantized, data)).outputs, data)
+
+
+@dataclass(frozen=True)
+class _FloatNetwork:
+    """A float network or ensemble as a session; its images are normalized already, and its outputs stay real."""
+
+    module: torch.nn.Module
+    space: ImageSpace
+
+    def prepare(self, inputs: NDArray[Any]) -> NDArray[Any]:
+        return inputs
+
+    def infer(self, prepared: NDArray[Any]) -> NDArray[Any]:
+        with torch.inference_mode():
+            logits: NDArray[Any] = self.module(torch.from_numpy(prepared)).numpy()
+        return logits
+
+    def store(self, raw: NDArray[Any]) -> NDArray[Any]:
+        return raw
+
+
+def _load_float(artifact: Path, data: Split) -> _FloatNetwork:
+    module: torch.nn.Module
+    if (artifact / "ensemble.json").is_file():
+        ensemble = TeacherEnsemble.load(artifact)
+        module, space = ensemble, ensemble.space
+    else:
+        module, description = load_network(artifact)
+        space = description.space
+    _check_fit(artifact, space.shape, len(space.classes), space.classes, data)
+    return _FloatNetwork(module, space)
+
+
+def _images(network: _FloatNetwork, data: Split) -> NDArray[np.float32]:
+    images: NDArray[np.float32] = normalize(data.images, network.space).numpy()
+    return images
+
+
+def _run_float(network: _FloatNetwork, data: Split) -> NDArray[np.float32]:
+    images = _images(network, data)
+    return np.concatenate([network.infer(images[start : start + BATCH]) for start in range(0, len(images), BATCH)])
+
+
+def _validate_float(
+    artifact: Path, device_name: str, data: Split, baseline_accuracy: float | None, progress: Progress | None
+) -> TargetRecord:
+    network = _load_float(artifact, data)
+    with _torch_threads(THREADS):
+        measured = measure_session(network, _images(network, data), progress)
+    return TargetRecord(
+        format="torch",
+        device=device_name,
+        files=_files(artifact),
+        accuracy=_accuracy(measured.outputs, data),
+        samples=len(data),
+        baseline_accuracy=baseline_accuracy,
+        latency_ms=_latency(measured.latency_ms),
+    )
+
+
+@contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
