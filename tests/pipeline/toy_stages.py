@@ -6,6 +6,7 @@ import errno
 import json
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -141,7 +142,7 @@ class MischiefParams(StageParams):
 
 def mischief(params: MischiefParams, inputs: Any, context: Any) -> Outcome:
     folder = context.output("network")
-    write(folder, {"how": params.how})
+    write(folder, {"how": params.how, "epochs": 1})
     match params.how:
         case "diverge":
             raise TrainingError("the loss is not finite", where="epoch 3", remedy="Lower lr")
@@ -217,20 +218,22 @@ def main() -> None:
     from kdpipe.pipeline.run_command import run_command
 
     words = spread_names(sys.argv[1:])
-    chosen = {option: [v for o, v in zip(words, words[1:], strict=False) if o == option] for option in words}
-    sys.modules.setdefault("toy_process", sys.modules["__main__"])
+    chosen = {option: [v for o, v in pairwise(words) if o == option] for option in words}
+    # Under the name that it has in the test's process: it is part of the key.
+    module = Path(__file__).stem
+    sys.modules[module] = sys.modules["__main__"]
     try:
         with exit_codes("--debug" in words):
             raise typer.Exit(
                 run_command(
                     Path(words[0]),
                     chosen.get("--set", []),
-                    out=Path(chosen["--out"][0]) if "--out" in chosen else None,
+                    out=Path(chosen["--out"][-1]) if "--out" in chosen else None,
                     only=chosen.get("--only", []),
                     force=chosen.get("--force", []),
                     store=Path(chosen["--store"][0]) if "--store" in chosen else None,
                     debug="--debug" in words,
-                    stages=registry("toy_process"),
+                    stages=registry(module),
                 )
             )
     except typer.Exit as done:
