@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,7 +38,7 @@ class Cost:
     """What one run cost.
 
     Args:
-        instructions: executed, exactly.
+        instructions: executed, exactly; those that an IT instruction skips are counted, as they take their cycle.
         cycles: estimated, or None where the core has no model.
     """
 
@@ -127,16 +128,14 @@ class UnicornMachine:
                 exceeded = True
                 self._machine.emu_stop()
 
-        hook = self._machine.hook_add(self._unicorn.UC_HOOK_BLOCK, on_block)
         try:
-            output = self.run(values, output_size)
+            with self._hooked(self._unicorn.UC_HOOK_BLOCK, on_block):
+                output = self.run(values, output_size)
         except MachineFaultError as fault:
             if exceeded:
                 reason = f"did not return within {self._instruction_limit} instructions"
                 raise MachineFaultError(reason, fault.address) from None
             raise
-        finally:
-            self._machine.hook_del(hook)
         if self._cycle_model is None:
             return output, Cost(executed, None)
         cycles = sum((self._known_blocks[block].cycles or 0) * count for block, count in blocks.items())
@@ -155,11 +154,8 @@ class UnicornMachine:
             )
             trace(layer, np.frombuffer(bytes(machine.mem_read(data, size)), dtype=np.int8))
 
-        hook = machine.hook_add(self._unicorn.UC_HOOK_CODE, on_trace, begin=address, end=address)
-        try:
+        with self._hooked(self._unicorn.UC_HOOK_CODE, on_trace, begin=address, end=address):
             return self.run(values, output_size)
-        finally:
-            machine.hook_del(hook)
 
     def stack_bytes(self) -> int:
         """Return how much of the stack has been used so far, at most."""
@@ -167,6 +163,18 @@ class UnicornMachine:
         content = np.frombuffer(bytes(self._machine.mem_read(bottom, top - bottom)), dtype=np.uint8)
         used = np.flatnonzero(content != _PAINT)
         return int(top - bottom - used[0]) if used.size else 0
+
+    @contextmanager
+    def _hooked(self, kind: int, callback: Callable[..., None], **limits: int) -> Iterator[None]:
+        """Call `callback` for every event of `kind` meanwhile."""
+        hook = self._machine.hook_add(kind, callback, **limits)
+        # Code that was translated before would run without the hook, or with it.
+        self._machine.ctl_flush_tb()
+        try:
+            yield
+        finally:
+            self._machine.hook_del(hook)
+            self._machine.ctl_flush_tb()
 
     def _reset(self) -> None:
         bottom, top = self._firmware.stack
