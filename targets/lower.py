@@ -74,6 +74,15 @@ class QuantizedLayer(Protocol):
         ...
 
 
+@runtime_checkable
+class StoredSum(Protocol):
+    """A module that adds two stored tensors; its output goes to a quantizer."""
+
+    def unit(self) -> float:
+        """Return what one unit of its integer accumulator stands for."""
+        ...
+
+
 @dataclass(frozen=True)
 class Channels:
     """How each output channel of a layer is deployed.
@@ -252,8 +261,6 @@ class _Lowering:
 
     def visit(self, node: Any) -> None:
         """Lower one fx node."""
-        import operator
-
         import torch
         from torch import nn
 
@@ -263,9 +270,7 @@ class _Lowering:
             self.output = self._stored(node.args[0], "the output")
             return
         path = str(node.meta.get(PATH, node.target if node.op == "call_module" else node.name))
-        if node.op == "call_function" and node.target in (operator.add, torch.add):
-            self.values[node] = _Sum((self._stored(node.args[0], path), self._stored(node.args[1], path)))
-        elif node.op == "call_function" and node.target is torch.flatten:
+        if node.op == "call_function" and node.target is torch.flatten:
             self._emit(node, path, Flatten(), (self._stored(node.args[0], path),))
         elif node.op != "call_module":
             raise UnsupportedError(f"{node.target} has no integer form", where=f"layer {path}")
@@ -273,6 +278,8 @@ class _Lowering:
             layer = self.module.get_submodule(node.target)
             if isinstance(layer, ActivationQuantizer):
                 self._quantize(node, path, layer.quantization())
+            elif isinstance(layer, StoredSum):
+                self.values[node] = _Sum((self._stored(node.args[0], path), self._stored(node.args[1], path)))
             elif isinstance(layer, QuantizedLayer):
                 self.values[node] = self._accumulate(node, layer)
             elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from kdpipe.stages.quantization.layers import Sum
 from kdpipe.stages.quantization.weights import QuantizedConv2d, QuantizedLinear
 from kdpipe.targets.errors import GraphError, UnsupportedError
 from kdpipe.targets.fixed_point import Rounding, multiply_by_quantized_multiplier, quantize_multipliers
@@ -93,6 +94,17 @@ class StoredSource:
         return np.array([self.input.quantization().scale])
 
 
+@dataclass(frozen=True)
+class SumSource:
+    """A sum of two stored tensors."""
+
+    sum: Sum
+
+    def units(self, output: Quantization) -> NDArray[np.float64]:
+        """Return the unit of the integer sum, [1]."""
+        return np.array([self.sum.unit()])
+
+
 class ActivationQuantizer(nn.Module):
     """Rounds activations to `2**bits` values.
 
@@ -101,7 +113,7 @@ class ActivationQuantizer(nn.Module):
         bits: 2 to 8.
         signed: symmetric around 0; otherwise from 0 up, which is a ReLU as well.
         rounding: of the fixed point, in evaluation.
-        source: what the fixed point requantizes; None for sums and for the network's input.
+        source: what the fixed point requantizes; None where it rounds a real number.
         in_place: whether the input may be overwritten in training: nobody else reads it.
         producers: modules whose output is the input: with a hook on one of them nothing is overwritten.
     """
@@ -197,7 +209,8 @@ class ActivationQuantizer(nn.Module):
         scaled = multiply_by_quantized_multiplier(
             accumulator.cpu().numpy(), multiplier.reshape(by_channel), shift.reshape(by_channel), self.rounding
         )
-        stored = torch.from_numpy(scaled).clamp_(low, high).to(x.device, x.dtype)
+        # float32 also where a sum came in float64
+        stored = torch.from_numpy(scaled).clamp_(low, high).to(x.device, self.clip.dtype)
         return stored.mul_(quantization.scale)
 
     def observe(self) -> None:

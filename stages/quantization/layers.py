@@ -7,6 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from kdpipe.targets import reference
+from kdpipe.targets.fixed_point import Rounding, multiply_by_quantized_multiplier
 from kdpipe.targets.graph import Pair, Quantization
 
 
@@ -66,6 +68,42 @@ class AveragePool(nn.AvgPool2d):
         height, width = self.kernel_size  # type: ignore[misc]
         rounded = _round_mean(mean.detach(), int(height * width), quantization)
         return mean + (rounded - mean).detach() if mean.requires_grad else rounded
+
+
+class Sum(nn.Module):
+    """a + b; in evaluation as `kdpipe.targets.graph.Add` computes it before it requantizes, in float64.
+
+    Args:
+        first: the quantizer of a's integers.
+        second: the quantizer of b's integers.
+        rounding: of the fixed point.
+    """
+
+    def __init__(self, first: StoresIntegers, second: StoresIntegers, rounding: Rounding) -> None:
+        super().__init__()
+        # In a tuple, so that they are not registered as submodules a second time.
+        self._sources = (first, second)
+        self.rounding: Rounding = rounding
+
+    def unit(self) -> float:
+        """Return what one unit of the integer sum stands for: 2 * max(s_1, s_2) / 2**20."""
+        scales = [source.quantization().scale for source in self._sources]
+        return float(2.0 * max(scales) / 2**reference.ADD_LEFT_SHIFT)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Two of [B, ...] -> the same."""
+        if self.training or not all(source.rounds_now for source in self._sources):
+            return a + b
+        first, second = (source.quantization() for source in self._sources)
+        # the output's factor is not used here
+        *factors, _ = reference.add_factors(first, second, first)
+        total = torch.zeros_like(a, dtype=torch.float64)
+        for value, source, (multiplier, shift) in zip((a, b), (first, second), factors, strict=True):
+            steps = (value.double() / source.scale).round_().to(torch.int64).cpu().numpy()
+            shifted = steps << reference.ADD_LEFT_SHIFT
+            scaled = multiply_by_quantized_multiplier(shifted, multiplier, shift, self.rounding)
+            total += torch.from_numpy(scaled).to(total.device)
+        return total.mul_(self.unit())
 
 
 def _round_mean(mean: Tensor, count: int, quantization: Quantization) -> Tensor:

@@ -18,8 +18,9 @@ from kdpipe.stages.quantization.activations import (
     LayerSource,
     Source,
     StoredSource,
+    SumSource,
 )
-from kdpipe.stages.quantization.layers import AveragePool, Scope
+from kdpipe.stages.quantization.layers import AveragePool, Scope, Sum
 from kdpipe.stages.quantization.operations import (
     DROPOUTS,
     LAYERS,
@@ -72,6 +73,8 @@ def prepare(module: nn.Module, example: Tensor, config: QuantizationConfig) -> f
         UnsupportedError: lists every operation that can't be quantized, by module, with a remedy.
         NetworkError: the module can't be traced.
     """
+    if any(isinstance(part, ActivationQuantizer) for part in module.modules()):
+        raise UnsupportedError("the network is quantized already", remedy="Give the float network")
     normalized = normalize(trace(module, example))
     _find_misplaced(normalized)
     if normalized.problems:
@@ -148,7 +151,7 @@ class _Preparation:
             elif isinstance(module, LAYERS):
                 self._quantize_layer(node)
             elif is_add(node):
-                self._quantize_value(node, node, None, [])
+                self._quantize_sum(node)
             elif is_relu(node) and node not in self.final:
                 self._quantize_stored(node)
             elif node.op != "output" and not isinstance(module, NORMS) and not is_relu(node):
@@ -228,6 +231,16 @@ class _Preparation:
             end, norm = user, module
             producers.append(module)
         self._quantize_value(node, end, LayerSource(quantized, norm, source), producers)
+
+    def _quantize_sum(self, node: fx.Node) -> None:
+        first, second = (self.stored[value] for value in node.args if isinstance(value, fx.Node))
+        module = Sum(first, second, self.config.rounding)
+        path = self.normalized.insert(f"{node.meta[PATH]}.sum", module)
+        with self.graph.inserting_before(node):
+            summed = self.graph.call_module(path, node.args)
+        summed.meta.update(node.meta)
+        self.normalized.replace(node, summed)
+        self._quantize_value(summed, summed, SumSource(module), [module])
 
     def _narrow(self, layer: fx.Node) -> ActivationQuantizer | InputQuantizer:
         """Return the quantizer of what `layer` reads, requantized first where it is wider than the layer takes."""
