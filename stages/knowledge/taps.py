@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 
 from torch import Tensor, nn
 
@@ -18,9 +19,10 @@ def find_module(network: nn.Module, path: str) -> nn.Module:
     """
     modules = dict(network.named_modules())
     if path not in modules or not path:
-        known = [name for name in modules if name]
-        # of a large network, the whole list would hide the message
-        raise NetworkError(f"the network has no module {path!r}", remedy=did_you_mean(path, known[:40] or known))
+        # without a near match, the list of a large network's modules would hide the message
+        near = get_close_matches(path, modules, n=1)
+        known = near or [name for name, _ in network.named_children()]
+        raise NetworkError(f"the network has no module {path!r}", remedy=did_you_mean(path, known))
     return modules[path]
 
 

@@ -73,11 +73,11 @@ def train(
                 group["lr"] = rate * factor
             terms = step(batch)
             _check_finite(terms, epoch, done)
+            for name, value in terms.items():
+                sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.detach()
             optimizer.zero_grad(set_to_none=True)
             torch.stack(list(terms.values())).sum().backward()
             optimizer.step()
-            for name, value in terms.items():
-                sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.detach()
             done += 1
         means = {name: float(value) / len(batches) for name, value in sums.items()}
         row = {"epoch": float(epoch + 1), "loss": sum(means.values())}

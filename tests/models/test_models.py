@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from pydantic import BaseModel, ValidationError
+from torch import fx, nn
+
+from kdpipe.models.choice import ModelChoice
+from kdpipe.models.generator import Generator
+from kdpipe.models.registry import MODELS
+from kdpipe.targets.errors import NetworkError
+
+SMALL = {"resnet": {"depth": 8, "width": 4}, "cnn": {"channels": (4, 8)}, "ds-cnn": {"width": 8, "blocks": 2}}
+
+
+def test_every_model_has_a_small_form_here():
+    assert set(SMALL) == set(MODELS)
+
+
+@pytest.mark.parametrize("name", list(SMALL))
+def test_models_trace_and_give_logits_and_a_feature_map(name):
+    entry = MODELS[name]
+    network = entry.build(input_shape=(3, 8, 10), classes=7, **SMALL[name]).eval()
+    x = torch.randn(2, 3, 8, 10)
+    assert network(x).shape == (2, 7)
+    torch.testing.assert_close(fx.symbolic_trace(network)(x), network(x), rtol=0, atol=0)
+    feature = entry.feature(entry.check(SMALL[name]))
+    assert feature in dict(network.named_modules())
+
+
+@pytest.mark.parametrize("name", list(SMALL))
+def test_every_convolution_is_without_bias_and_followed_by_batch_norm(name):
+    network = MODELS[name].build(input_shape=(1, 8, 8), classes=10, **SMALL[name])
+    convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert all(m.bias is None for m in convolutions)
+    assert sorted(m.out_channels for m in convolutions) == sorted(m.num_features for m in norms)
+
+
+def test_resnet20_has_the_parameters_of_the_paper():
+    network = MODELS["resnet"].build(input_shape=(3, 32, 32), classes=10, depth=20, width=16, shortcut="pad")
+    # He et al. 2016, table 6: 0.27 M; exactly 269,722 with option A and batch norm
+    assert sum(p.numel() for p in network.parameters()) == 269_722
+
+
+def test_pad_shortcut_appends_zero_channels():
+    network = MODELS["resnet"].build(input_shape=(1, 8, 8), classes=2, depth=8, width=4, shortcut="pad")
+    x = torch.randn(1, 4, 8, 8)
+    y = network.layer2[0].shortcut(x)
+    assert y.shape == (1, 8, 4, 4)
+    torch.testing.assert_close(y[:, 2:6], x[:, :, ::2, ::2], rtol=0, atol=0)
+    assert y[:, :2].abs().sum() == 0
+    assert y[:, 6:].abs().sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "shape", "words"),
+    [
+        ("resnet", {"depth": 9}, (1, 8, 8), "can't have depth 9"),
+        ("resnet", {"dept": 8}, (1, 8, 8), "Did you mean depth?"),
+        ("resnet", {"depth": 8, "width": 0}, (1, 8, 8), "width"),
+        ("resnet", {"depth": 8}, (1, 3, 8), "too small"),
+        ("cnn", {"channels": (4, 4, 4, 4, 4)}, (1, 8, 8), "can't be halved 4 times"),
+        ("ds-cnn", {}, (1, 1, 8), "too small"),
+        ("cnn", {}, (0, 8, 8), "needs an image"),
+    ],
+)
+def test_what_does_not_fit_is_refused(name, arguments, shape, words):
+    with pytest.raises(NetworkError, match=words.replace("?", r"\?")):
+        MODELS[name].build(input_shape=shape, classes=10, **arguments)
+
+
+class Holder(BaseModel):
+    members: tuple[ModelChoice, ...]
+
+
+@pytest.mark.parametrize(
+    ("member", "place", "words"),
+    [
+        ({"model": "renset"}, ("members", 0), "Did you mean resnet?"),
+        ({"model": "resnet", "dept": 8}, ("members", 0, "dept"), "Did you mean depth?"),
+        ({"model": "resnet", "depth": "x"}, ("members", 0, "depth"), "integer"),
+        ({"model": "resnet", "depth": 9}, ("members", 0), "depths that fit: 8, 14"),
+    ],
+)
+def test_a_mistake_in_a_model_is_reported_at_its_place(member, place, words):
+    with pytest.raises(ValidationError) as caught:
+        Holder.model_validate({"members": [member]})
+    (error,) = caught.value.errors()
+    assert error["loc"] == place
+    assert words in error["msg"]
+
+
+def test_arguments_are_part_of_what_is_dumped():
+    choice = ModelChoice.model_validate({"model": "resnet", "depth": 8})
+    assert choice.model_dump() == {"model": "resnet", "depth": 8}
+    assert choice.arguments == {"depth": 8, "width": 16, "stages": 3, "shortcut": "projection"}
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (2, 7, 9), (1, 1, 1)])
+def test_generator_makes_normalized_images_of_any_shape(shape):
+    generator = Generator(shape, channels=8, latent=5)
+    images = generator(generator.noise(64, torch.Generator().manual_seed(0)))
+    assert images.shape == (64, *shape)
+    torch.testing.assert_close(images.mean(dim=(0, 2, 3)), torch.zeros(shape[0]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(images.var(dim=(0, 2, 3)), torch.ones(shape[0]), atol=0.05, rtol=0)
+
+
+def test_registries_and_stage_modules_import_without_torch():
+    code = (
+        "import sys, kdpipe.models.registry, kdpipe.models.choice, kdpipe.stages.teachers, kdpipe.stages.synthesize,"
+        "kdpipe.stages.distill, kdpipe.stages.data.digits, kdpipe.stages.knowledge.registry, kdpipe.stages.artifacts;"
+        "sys.exit(','.join(m for m in ('torch', 'sklearn', 'safetensors', 'numpy') if m in sys.modules) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
