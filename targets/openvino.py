@@ -12,6 +12,7 @@ Source: OpenVINO operation set 13, https://docs.openvino.ai/.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -76,6 +77,11 @@ def _build(writer: _Writer, graph: IntegerGraph) -> Any:
     tensor = result.input(0).get_source_output().get_tensor()
     tensor.set_names({OUTPUT_NAME, *tensor.get_names()})
     model = writer.openvino.Model([result], [parameter], graph.name)
+    for index, operation in enumerate(model.get_ordered_ops()):
+        # openvino counts the operators of the whole process in the names it gives; files are to be reproducible.
+        kind = operation.get_type_name()
+        if re.fullmatch(rf"{kind}_\d+", operation.get_friendly_name()):
+            operation.set_friendly_name(f"{kind}/{index}")
     for key, value in _properties(graph).items():
         model.set_rt_info(value, ["kdpipe", key])
     return model

@@ -1,0 +1,86 @@
+"""Every target: what it writes, that it writes the same bytes twice, and what it refuses."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+
+from kdpipe.stages.export import TargetName
+from kdpipe.targets.artifact import read_artifact
+from kdpipe.targets.errors import UnsupportedError, UsageError
+from kdpipe.targets.exporters import EXPORTERS
+from kdpipe.targets.graph import IntegerGraph, Node
+from kdpipe.targets.graph_checks import check_graph
+
+
+@pytest.fixture
+def unknown_operator(random_graph: Callable[..., IntegerGraph], monkeypatch: pytest.MonkeyPatch) -> IntegerGraph:
+    @dataclass(frozen=True)
+    class Softmax:
+        """An operator of a later kdpipe."""
+
+    graph = random_graph(0)
+    monkeypatch.setattr("kdpipe.targets.graph_checks.check_graph", lambda graph: None)
+    last = Node("classifier.softmax", Softmax(), (graph.output_name,), graph.output)  # type: ignore[arg-type]
+    return replace(graph, nodes=(*graph.nodes, last))
+
+
+@pytest.mark.parametrize("target", list(EXPORTERS))
+def test_files_are_described_and_reproducible(target: str, random_graph, tmp_path: Path) -> None:
+    graph = random_graph(7)
+    contents = []
+    for name in ("first", "second"):
+        directory = tmp_path / name
+        directory.mkdir()
+        written = EXPORTERS[target].export(graph, directory)
+        described = read_artifact(directory)
+        assert described.target == target
+        assert described.sizes(directory)
+        assert set(map(Path, described.files)) <= {path.relative_to(directory) for path in written}
+        contents.append({path.relative_to(directory): path.read_bytes() for path in written})
+    assert contents[0] == contents[1]
+
+
+@pytest.mark.parametrize("target", list(EXPORTERS))
+def test_an_unknown_operator_is_refused_by_layer_and_nothing_is_written(
+    target: str, unknown_operator: IntegerGraph, tmp_path: Path
+) -> None:
+    with pytest.raises(UnsupportedError, match=r"classifier\.softmax"):
+        EXPORTERS[target].export(unknown_operator, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_narrow_weights_make_small_files(random_graph, tmp_path: Path) -> None:
+    sizes = {}
+    for bits in (2, 4, 8):
+        for target in EXPORTERS:
+            directory = tmp_path / f"{target}-{bits}"
+            directory.mkdir()
+            graph = random_graph(11, weight_bits=(bits,), operators=("conv",), depth=4, input_shape=(4, 12, 12))
+            check_graph(graph)
+            EXPORTERS[target].export(graph, directory)
+            sizes[target, bits] = read_artifact(directory).weight_bytes["values"]
+            count = sum(weight.values.size for _, weight in graph.weights())
+            if target in ("onnx", "openvino"):
+                assert sizes[target, bits] == pytest.approx(count * bits / 8, abs=len(graph.nodes))
+    assert sizes["onnx", 2] < sizes["onnx", 4] < sizes["onnx", 8]
+    assert sizes["tflite", 2] == sizes["tflite", 4] < sizes["tflite", 8]
+
+
+def test_the_stage_knows_every_target() -> None:
+    assert sorted(get_args(TargetName)) == list(EXPORTERS)
+
+
+def test_an_unknown_target_is_refused() -> None:
+    with pytest.raises(UsageError, match="unknown target"):
+        EXPORTERS["onxx"]
+
+
+def test_weights_in_the_artifact_are_the_trained_widths(random_graph, tmp_path: Path) -> None:
+    graph = random_graph(3, weight_bits=(2, 8))
+    EXPORTERS["onnx"].export(graph, tmp_path)
+    assert read_artifact(tmp_path).weight_bits == {node.name: weight.bits for node, weight in graph.weights()}
+    assert np.isin(list(read_artifact(tmp_path).stored_bits.values()), (2, 8)).all()
