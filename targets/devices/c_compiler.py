@@ -54,6 +54,7 @@ def compile_c(command: Sequence[str], directory: Path) -> None:
     Raises:
         DeviceError: it failed; the message has what it said.
     """
+    name = "ziglang" if "ziglang" in command[:3] else Path(command[0]).name
     environment = {**os.environ, "ZIG_LOCAL_CACHE_DIR": str(directory / "zig-cache")}
     if not os.access(Path.home(), os.W_OK):
         environment.setdefault("ZIG_GLOBAL_CACHE_DIR", str(directory / "zig-global-cache"))
@@ -70,9 +71,9 @@ def compile_c(command: Sequence[str], directory: Path) -> None:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise DeviceError(f"the C compiler {command[0]} did not finish in {_TIMEOUT_SECONDS} s") from None
+        raise DeviceError(f"the C compiler {name} did not finish in {_TIMEOUT_SECONDS} s") from None
     except OSError as error:
-        raise DeviceError(f"the C compiler {command[0]} can't be run ({error})") from None
+        raise DeviceError(f"the C compiler {name} can't be run ({error})") from None
     if result.returncode != 0:
         said = result.stderr.strip() or result.stdout.strip() or f"exit code {result.returncode}"
-        raise DeviceError(f"the C compiler failed:\n{said[-4000:]}", where=command[0])
+        raise DeviceError(f"the C compiler {name} failed:\n{said[-4000:]}")
