@@ -32,19 +32,35 @@ Clock = Callable[[], float]
 
 @dataclass
 class Running:
-    """A stage that is running now."""
+    """A stage that is running now.
+
+    Args:
+        name: as in pipeline.yaml.
+        started: when, in seconds since the epoch.
+        first: its first progress, from which its pace is measured: what came before was set-up.
+        latest: its latest progress.
+        shown: when it last had a plain line.
+    """
 
     name: str
     started: float
-    progress: events.StageProgress | None = None
+    first: events.StageProgress | None = None
+    latest: events.StageProgress | None = None
     shown: float = 0.0
+
+    def take(self, step: events.StageProgress) -> None:
+        """Take note of progress; a new total or unit, or going backwards, starts a new measurement of the pace."""
+        last = self.latest
+        if last is None or (step.total, step.unit) != (last.total, last.unit) or step.done < last.done:
+            self.first = step
+        self.latest = step
 
     def time_left(self, now: float) -> float | None:
         """Return the seconds that the rest takes at the pace so far, or None before there is a pace."""
-        step = self.progress
-        if step is None or step.done <= 0 or step.total <= 0:
+        first, step = self.first, self.latest
+        if first is None or step is None or step.done <= first.done:
             return None
-        pace = max(0.0, step.at - self.started) / step.done
+        pace = max(0.0, step.at - first.at) / (step.done - first.done)
         return max(0.0, pace * (step.total - step.done) - (now - step.at))
 
 
@@ -114,7 +130,7 @@ def _lines(event: events.Event, state: State, console: Console) -> None:
             state.running[event.stage] = Running(event.stage, event.at, shown=event.at)
         case events.StageProgress():
             if run := state.running.get(event.stage):
-                run.progress = event
+                run.take(event)
         case events.StageFinished():
             _close(event, state)
             _stay(console, "done", _row(event.stage, event.seconds, event.metrics, state))
@@ -228,7 +244,7 @@ def _live(state: State, console: Console, now: float) -> Group:
 
 def _running(run: Running, state: State, console: Console, now: float, dot: str) -> list[Any]:
     """Return the lines of one running stage: bar, count and time left; under it the latest metrics."""
-    step = run.progress
+    step = run.latest
     grid = Table.grid(padding=(0, 1), expand=False)
     name = Text(_encodable(printable(run.name), console), style="bold", no_wrap=True, overflow="ellipsis")
     for _ in range(2):

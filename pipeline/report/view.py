@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 from markupsafe import Markup
@@ -60,6 +61,7 @@ class Page:
     """The whole page."""
 
     report: Report
+    started: str
     summary: str
     tiles: tuple[Tile, ...]
     problems: tuple[tuple[str, str], ...]
@@ -84,6 +86,7 @@ def page(report: Report, folder: Path) -> Page:
     counts = Counter(stage.status for stage in report.stages)
     return Page(
         report=report,
+        started=moment(report.started),
         summary=summary(report, counts),
         tiles=tiles(report, counts),
         problems=problems(report),
@@ -96,6 +99,18 @@ def page(report: Report, folder: Path) -> Page:
         parity=parity_table(report.targets),
         stages=stage_views(report.stages, folder),
     )
+
+
+def moment(started: str | None) -> str:
+    """Return an ISO 8601 time to the minute, or the text itself where it is none.
+
+    >>> moment("2026-11-22T14:14:31+00:00")
+    '2026-11-22 14:14 UTC'
+    """
+    try:
+        return datetime.fromisoformat(started or "").strftime("%Y-%m-%d %H:%M %Z").strip()
+    except ValueError:
+        return started or ""
 
 
 def nodes_of(stages: Sequence[StageEntry]) -> list[dag.Node]:

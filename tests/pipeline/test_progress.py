@@ -158,12 +158,14 @@ def test_console_without_unicode_gets_ascii_signs():
 def test_time_left_needs_a_pace_and_counts_down():
     run = Running("student", started=0.0)
     assert run.time_left(5.0) is None
-    run.progress = events.StageProgress(at=10.0, stage="student", done=0, total=10)
-    assert run.time_left(10.0) is None
-    run.progress = events.StageProgress(at=10.0, stage="student", done=5, total=10)
-    assert run.time_left(10.0) == 10.0
-    assert run.time_left(14.0) == 6.0
+    run.take(events.StageProgress(at=10.0, stage="student", done=1, total=11))
+    assert run.time_left(10.0) is None, "what came before the first progress was set-up"
+    run.take(events.StageProgress(at=20.0, stage="student", done=6, total=11))
+    assert run.time_left(20.0) == 10.0
+    assert run.time_left(24.0) == 6.0
     assert run.time_left(100.0) == 0.0
+    run.take(events.StageProgress(at=30.0, stage="student", done=3, total=200, unit="image"))
+    assert run.time_left(30.0) is None, "another unit has another pace"
 
 
 @pytest.mark.parametrize(
