@@ -42,7 +42,13 @@ class HostOnnxruntime:
     def trace(self, artifact: Path, inputs: NDArray[np.int8]) -> dict[str, NDArray[np.int8]]:
         """Run the model with every stored tensor as a further output; see `Device.trace`."""
         onnx = require("onnx", "onnx")
-        model = onnx.load_model_from_string(_read(artifact))
+        protobuf = require("google.protobuf.message", "onnx")
+        try:
+            model = onnx.load_model_from_string(_read(artifact))
+        except protobuf.DecodeError as error:
+            raise DeviceError(
+                f"not a readable ONNX file ({error})", where=str(artifact / FILE), remedy="Export it again"
+            ) from None
         names = [name for node in model.graph.node for name in node.output if name.endswith(STORED_SUFFIX)]
         for name in names:
             model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))

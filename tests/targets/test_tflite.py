@@ -74,11 +74,11 @@ def test_reference_kernels_equal_the_reference_to_the_bit(random_graph, random_i
 
 
 def test_tflite_micro_equals_the_reference_to_the_bit(random_graph, random_inputs) -> None:
-    runtime = pytest.importorskip("tflite_micro.runtime")
+    runtime = pytest.importorskip("tflite_micro").runtime
     for seed in range(60):
         graph = random_graph(seed)
         inputs = random_inputs(graph, 4)
-        interpreter = runtime.Interpreter.from_bytes(bytearray(exporter.build_model(graph)))
+        interpreter = runtime.Interpreter.from_bytes(exporter.build_model(graph))
         for image, expected in zip(inputs.transpose(0, 2, 3, 1), reference.run(graph, inputs), strict=True):
             interpreter.set_input(image[None], 0)
             interpreter.invoke()

@@ -16,7 +16,9 @@ from kdpipe.targets.graph import IntegerGraph
 @pytest.fixture(scope="session")
 def random_graphs() -> ModuleType:
     """The module random_graphs.py, which importlib mode leaves off the path."""
-    spec = importlib.util.spec_from_file_location("random_graphs", Path(__file__).with_name("random_graphs.py"))
+    spec = importlib.util.spec_from_file_location(
+        "random_graphs", Path(__file__).parent / "targets" / "random_graphs.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -1,0 +1,172 @@
+"""Absorbing batch norm, and what lowering refuses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import fx, nn
+
+from kdpipe.stages.quantization.activations import calibrating
+from kdpipe.stages.quantization.prepare import QuantizationConfig, input_quantizer, prepare, quantizers
+from kdpipe.targets.errors import GraphError, KdpipeError, UnsupportedError
+from kdpipe.targets.graph import Conv2d, Quantization
+from kdpipe.targets.lower import absorb, convolution_padding, lower
+
+SOURCE = Quantization(0.5, -128)
+OUTPUT = Quantization(0.25, 0)
+
+
+def ones(*values: float) -> np.ndarray:
+    return np.array(values, dtype=np.float64)
+
+
+def absorbed(gain: float, offset: float, weight: int = 1, scale: float = 0.125):
+    values = np.full((1, 4), weight, dtype=np.int8)
+    return absorb(values, np.array([scale], dtype=np.float32), ones(gain), ones(offset), SOURCE, OUTPUT)
+
+
+@pytest.mark.parametrize("gain", [1.0, -2.5, 0.3])
+def test_absorbed_channel_computes_the_line(gain: float) -> None:
+    channel = absorbed(gain, 0.7)
+    accumulators = np.arange(-500, 500)
+    real = gain * (SOURCE.scale * 0.125 * accumulators) + 0.7
+    unit = SOURCE.scale * float(channel.scales[0])
+    deployed = unit * (int(channel.signs[0]) * accumulators + int(channel.bias[0]))
+    assert np.abs(deployed - real).max() <= unit / 2 + 1e-6
+    assert channel.signs[0] == np.sign(gain)
+
+
+@pytest.mark.parametrize(("gain", "weight"), [(0.0, 1), (1e-30, 1), (1.0, 0)])
+def test_a_channel_that_cannot_move_its_output_is_a_constant(gain: float, weight: int) -> None:
+    channel = absorbed(gain, -3.1, weight)
+    assert channel.signs[0] == 0
+    assert float(channel.scales[0]) * SOURCE.scale == OUTPUT.scale
+    assert channel.bias[0] == round(-3.1 / OUTPUT.scale)
+
+
+def test_a_bias_beyond_int32_is_refused() -> None:
+    with pytest.raises(GraphError, match="the bias of channel 0 needs"):
+        absorbed(1e-4, 1e6)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0])
+def test_a_dead_weight_quantizer_is_refused(scale: float) -> None:
+    with pytest.raises(GraphError, match="dead"):
+        absorbed(1.0, 0.0, scale=scale)
+
+
+@pytest.mark.parametrize(("gain", "offset", "scale"), [(np.nan, 0.0, 1.0), (1.0, np.inf, 1.0), (1.0, 0.0, np.nan)])
+def test_values_that_are_not_finite_are_refused(gain: float, offset: float, scale: float) -> None:
+    with pytest.raises(GraphError, match="not finite"):
+        absorbed(gain, offset, scale=scale)
+
+
+@pytest.mark.parametrize(
+    ("padding", "kernel", "dilation"),
+    [("same", (3, 3), 1), ("same", (1, 4), 1), ("same", 3, 2), ("valid", 3, 1), ((2, 1), 3, 1)],
+)
+def test_padding_is_torchs(padding, kernel, dilation) -> None:
+    layer = nn.Conv2d(1, 1, kernel, padding=padding, dilation=dilation, bias=False)
+    x = torch.randn(1, 1, 7, 8)
+    top, left, bottom, right = convolution_padding(layer)
+    padded = nn.functional.pad(x, (left, right, top, bottom))
+    assert torch.allclose(layer(x), nn.functional.conv2d(padded, layer.weight, dilation=dilation), atol=1e-6)
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.bn = nn.BatchNorm2d(4)
+        self.fc = nn.Linear(4 * 36, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(torch.flatten(torch.relu(self.bn(self.conv(x))), 1))
+
+
+def small() -> fx.GraphModule:
+    torch.manual_seed(0)
+    x = torch.randn(16, 1, 6, 6)
+    prepared = prepare(Small(), x, QuantizationConfig())
+    input_quantizer(prepared).set_range(-4, 4)
+    with torch.no_grad(), calibrating(prepared):
+        prepared(x)
+    return prepared.eval()
+
+
+def test_a_negative_gamma_flips_the_channels_signs_and_keeps_ternary_weights_ternary() -> None:
+    prepared = prepare(Small(), torch.randn(4, 1, 6, 6), QuantizationConfig(2, 8, 2))
+    with torch.no_grad(), calibrating(prepared):
+        prepared(torch.randn(4, 1, 6, 6))
+    prepared.get_submodule("bn").weight.data[1] = -0.5
+    prepared.get_submodule("bn").weight.data[2] = 0.0
+    graph = lower(prepared, (1, 6, 6), name="g")
+    op = graph.nodes[0].op
+    assert isinstance(op, Conv2d)
+    trained = prepared.get_submodule("conv").integer_weight()[0].numpy()
+    assert op.weight.bits == 2
+    assert np.array_equal(op.weight.values[1], -trained[1])
+    assert not op.weight.values[2].any()
+    assert np.array_equal(op.weight.values[[0, 3]], trained[[0, 3]])
+
+
+def test_lowering_leaves_the_module_as_it_was() -> None:
+    prepared = small().train()
+    before = {name: value.clone() for name, value in prepared.state_dict().items()}
+    lower(prepared, (1, 6, 6), name="g", class_names=("a", "b", "c"), metadata={"key": "k"})
+    assert all(part.training for part in prepared.modules())
+    assert all(torch.equal(value, prepared.state_dict()[name]) for name, value in before.items())
+
+
+@pytest.mark.parametrize(
+    ("parameter", "layer"),
+    [("conv.weight", "conv"), ("bn.running_var", "bn"), ("fc.bias", "fc"), ("inserted.conv.clip", "conv")],
+)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_value_that_is_not_finite_is_refused_by_layer(parameter: str, layer: str, value: float) -> None:
+    prepared = small()
+    prepared.state_dict()[parameter].view(-1)[0] = value
+    with pytest.raises(GraphError, match=f"layer (inserted\\.)?{layer}: "):
+        lower(prepared, (1, 6, 6), name="g")
+
+
+def test_a_dead_quantizer_is_refused_by_layer() -> None:
+    prepared = small()
+    quantizers(prepared)[0].clip.data.zero_()
+    with pytest.raises(GraphError, match="layer conv: its activation quantizer is dead: scale 0"):
+        lower(prepared, (1, 6, 6), name="g")
+
+
+def test_a_dead_weight_step_is_refused_by_layer() -> None:
+    prepared = small()
+    prepared.get_buffer("conv.weight_quantizer.step")[1] = 0
+    with pytest.raises(GraphError, match="layer conv: its weight quantizer is dead"):
+        lower(prepared, (1, 6, 6), name="g")
+
+
+def test_a_shape_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(GraphError, match=r"does not take an input of shape \[1, 7, 7\]"):
+        lower(small(), (1, 7, 7), name="g")
+
+
+def test_a_module_that_was_not_prepared_is_refused() -> None:
+    with pytest.raises(UnsupportedError):
+        lower(fx.symbolic_trace(Small()), (1, 6, 6), name="g")
+
+
+def test_an_operation_without_integer_form_is_refused_by_name() -> None:
+    prepared = small()
+    for node in prepared.graph.nodes:
+        if node.op == "call_function":
+            node.target, node.args = torch.sigmoid, node.args[:1]
+    prepared.recompile()
+    with pytest.raises(KdpipeError):
+        lower(prepared, (1, 6, 6), name="g")
+
+
+def test_names_are_module_paths() -> None:
+    graph = lower(small(), (1, 6, 6), name="g")
+    assert [node.name for node in graph.nodes] == ["conv", "flatten", "fc"]
+    assert graph.input_name == "input"
+    assert graph.output.shape == (3,)
