@@ -191,13 +191,20 @@ def validate(
                 require_directory(path, option, "Give the directory of a model, such as runs/NAME/model")
         from kdpipe.pipeline.data_source import split_directory
         from kdpipe.pipeline.store import Store, default_root
-        from kdpipe.pipeline.tables import print_json, print_record
+        from kdpipe.pipeline.tables import print_json, print_record, progress_bar
         from kdpipe.stages.validate import validate_artifact
 
         split = split_directory(data, Store(store or default_root()))
-        record = validate_artifact(
-            artifact, device=device, split=split, reference=reference, baseline=baseline, samples=samples, progress=None
-        )
+        with progress_bar("images") as progress:
+            record = validate_artifact(
+                artifact,
+                device=device,
+                split=split,
+                reference=reference,
+                baseline=baseline,
+                samples=samples,
+                progress=progress,
+            )
         if as_json:
             from kdpipe.pipeline.execution import target_to_json
 

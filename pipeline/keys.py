@@ -103,8 +103,10 @@ def _value_changes(path: str, old: Any, new: Any) -> Iterator[str]:
         for key in sorted({*old, *new}):
             joint = " " if path == "parameter" else "."
             yield from _value_changes(f"{path}{joint}{key}", old.get(key), new.get(key))
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for index, (before, after) in enumerate(zip(old, new, strict=True)):
+    elif isinstance(old, list) and isinstance(new, list) and (old or new):
+        if len(old) != len(new):
+            yield f"{path}: {len(old)} -> {len(new)} items"
+        for index, (before, after) in enumerate(zip(old, new, strict=False)):
             yield from _value_changes(f"{path}.{index}", before, after)
     else:
         yield f"{path}: {_shown(old)} -> {_shown(new)}"

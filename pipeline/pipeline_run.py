@@ -10,6 +10,7 @@ from kdpipe.pipeline.log import LogFile
 from kdpipe.pipeline.output import write_run
 from kdpipe.pipeline.plan import make_plan
 from kdpipe.pipeline.runner import RunResult, run_stages
+from kdpipe.pipeline.source_fingerprint import SourceFingerprints
 from kdpipe.pipeline.spec import Spec
 from kdpipe.pipeline.store import Store, check_writable
 
@@ -37,7 +38,8 @@ def run_pipeline(
         UsageError: a name in `only` or `force` is unknown.
         StorageError: the folder or the store can't be written, or the disk is full.
     """
-    steps = make_plan(spec, store, only, force)
+    fingerprints = SourceFingerprints()
+    steps = make_plan(spec, store, only, force, fingerprints)
     check_writable(store.root)
     with LogFile(out / "log.jsonl") as log:
         all_sinks: list[Sink] = [log, *sinks]
@@ -47,7 +49,7 @@ def run_pipeline(
                 sink(event)
 
         emit(RunStarted(pipeline=spec.name, out=str(out), stages=tuple(step.planned() for step in steps)))
-        result = run_stages(spec, store, all_sinks, only=only, force=force)
+        result = run_stages(spec, store, all_sinks, only=only, force=force, fingerprints=fingerprints)
         write_run(result, out)
         if log.failure is not None:
             emit(RunLogged(message=f"log.jsonl is incomplete: {log.failure.strerror}", level="warning"))

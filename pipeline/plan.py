@@ -45,13 +45,20 @@ class Planner:
         spec: the pipeline.
         store: where finished stages lie.
         force: stages that are to run whatever the store holds.
+        fingerprints: of the code; given where several planners share what was read.
     """
 
-    def __init__(self, spec: Spec, store: Store, force: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        store: Store,
+        force: Collection[str] = (),
+        fingerprints: SourceFingerprints | None = None,
+    ) -> None:
         self._spec = spec
         self._store = store
         self._force = frozenset(force)
-        self._fingerprints = SourceFingerprints()
+        self._fingerprints = fingerprints or SourceFingerprints()
 
     def assess(self, stage: StageSpec, finished: Mapping[str, Entry]) -> Step:
         """Plan one stage.
@@ -85,7 +92,13 @@ class Planner:
         return Step(stage, key, parts, None, tuple(reasons))
 
 
-def make_plan(spec: Spec, store: Store, only: Sequence[str] = (), force: Sequence[str] = ()) -> list[Step]:
+def make_plan(
+    spec: Spec,
+    store: Store,
+    only: Sequence[str] = (),
+    force: Sequence[str] = (),
+    fingerprints: SourceFingerprints | None = None,
+) -> list[Step]:
     """Plan a run, in the order of execution. Every file in the store that would be used is verified by its hash.
 
     A stage behind one that is to run is planned to run too, and may still be found in the store when the time comes:
@@ -96,11 +109,12 @@ def make_plan(spec: Spec, store: Store, only: Sequence[str] = (), force: Sequenc
         store: where finished stages lie.
         only: the stages to plan, with all they need; empty for all.
         force: stages that are to run whatever the store holds.
+        fingerprints: of the code; given where several plans share what was read.
 
     Raises:
         UsageError: a name in `only` or `force` is unknown.
     """
-    planner = Planner(spec, store, force)
+    planner = Planner(spec, store, force, fingerprints)
     finished: dict[str, Entry] = {}
     steps = []
     for stage in select_stages(spec, only, force):

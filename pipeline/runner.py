@@ -27,6 +27,7 @@ from kdpipe.pipeline.events import (
 from kdpipe.pipeline.execution import execute
 from kdpipe.pipeline.gates import GateResult, evaluate_gates
 from kdpipe.pipeline.plan import Planner, Step, select_stages
+from kdpipe.pipeline.source_fingerprint import SourceFingerprints
 from kdpipe.pipeline.spec import Spec, StageSpec
 from kdpipe.pipeline.storage import is_disk_full
 from kdpipe.pipeline.store import Entry, Store
@@ -102,7 +103,13 @@ class RunResult:
 
 
 def run_stages(
-    spec: Spec, store: Store, sinks: Iterable[Sink], *, only: Sequence[str] = (), force: Sequence[str] = ()
+    spec: Spec,
+    store: Store,
+    sinks: Iterable[Sink],
+    *,
+    only: Sequence[str] = (),
+    force: Sequence[str] = (),
+    fingerprints: SourceFingerprints | None = None,
 ) -> RunResult:
     """Run what the store does not hold.
 
@@ -112,6 +119,7 @@ def run_stages(
         sinks: take the events of the stages.
         only: the stages to run, with all they need; empty for all.
         force: stages to run whatever the store holds.
+        fingerprints: of the code, as far as it was read already.
 
     Raises:
         UsageError: a name in `only` or `force` is unknown.
@@ -126,7 +134,7 @@ def run_stages(
 
     result = RunResult(spec, time.time())
     began = time.monotonic()
-    runner = _Runner(spec, store, Planner(spec, store, force), emit)
+    runner = _Runner(spec, store, Planner(spec, store, force, fingerprints), emit)
     try:
         store.clean()
         for stage in selected:
@@ -191,13 +199,15 @@ class _Runner:
             status = "ran"
             entry = self._run(step)
         manifest = entry.manifest
+        # Of a stage that made what the store held already, the entry tells how long the earlier execution took.
+        seconds = manifest.seconds if status == "cached" else round(time.monotonic() - self.began, 3)
         self.finished[stage.name] = entry
         self.store.remember(self.spec.name, stage.name, step.parts)
         metrics = {**manifest.metrics, **main_figures(manifest.target)}
         event = StageFinished if status == "ran" else StageCached
-        self.emit(event(stage=stage.name, key=manifest.key, seconds=manifest.seconds, metrics=metrics))
+        self.emit(event(stage=stage.name, key=manifest.key, seconds=seconds, metrics=metrics))
         gates = evaluate_gates(stage.gates, manifest.target) if manifest.target is not None else []
-        return StageResult(stage, status, manifest.key, manifest.seconds, entry, step.reasons, gates=tuple(gates))
+        return StageResult(stage, status, manifest.key, seconds, entry, step.reasons, gates=tuple(gates))
 
     def _run(self, step: Step) -> Entry:
         stage = step.stage

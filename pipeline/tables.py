@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,17 @@ def figures(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         if record.get(name) is not None:
             rows.append((name.removesuffix("_bytes"), f"{record[name] / 1024:.1f} KiB"))
     return rows
+
+
+@contextmanager
+def progress_bar(unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Show how much of something is done, on a terminal's stderr only; the value takes (done, total)."""
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(unit, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def print_report(report: Mapping[str, Any], folder: Path) -> None:

@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from kdpipe.stages.base import Accepts, Inputs, Outcome, Stage, StageContext, StageParams, TargetRecord
+from kdpipe.targets.devices.registry import DEVICES
+from kdpipe.targets.errors import did_you_mean
 
 
 class ValidateParams(StageParams):
@@ -30,6 +32,13 @@ class ValidateParams(StageParams):
     ] = None
     device: str = Field("host", description="Where to run it: a name of `kdpipe ls devices`.")
     samples: int | None = Field(None, ge=1, description="How many images to run, from the first; all if not given.")
+
+    @field_validator("device")
+    @classmethod
+    def _is_known(cls, device: str) -> str:
+        if device not in DEVICES:
+            raise ValueError(f"unknown device {device!r}. {did_you_mean(device, DEVICES)}")
+        return device
 
 
 def run(params: ValidateParams, inputs: Inputs, context: StageContext) -> Outcome:
