@@ -75,7 +75,6 @@ def batch_norm_loss(inputs: Sequence[Tensor], means: Sequence[Tensor], variances
     norm = torch.linalg.vector_norm  # its gradient at 0 is 0
     total = torch.zeros((), device=inputs[0].device)
     for x, mean, variance in zip(inputs, means, variances, strict=True):
-        values = x.transpose(0, 1).flatten(1)
-        batch_variance, batch_mean = torch.var_mean(values, dim=1)
+        batch_variance, batch_mean = torch.var_mean(x, dim=[0, *range(2, x.dim())])
         total = total + norm(batch_mean - mean) + norm(batch_variance - variance)
     return total
