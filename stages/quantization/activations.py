@@ -3,7 +3,8 @@
 In training, out = s * clamp(round(x / s), low, high) with s = clip / high. The gradient passes where x lies inside
 the clip; the clip itself learns from what it cuts off (PACT, Choi et al. 2018, arXiv:1805.06085, also for signed
 ranges). In evaluation the same quantizer computes what integer hardware computes, in the fixed point of
-`kdpipe.targets.fixed_point`: the accumulator in whole units, the bias rounded to them, multiplier and shift.
+`kdpipe.targets.fixed_point`: the accumulator in whole units, the bias rounded to them, multiplier and shift. No
+gradient passes there.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from kdpipe.stages.quantization.layers import Sum
+from kdpipe.stages.quantization.layers import StoresIntegers, Sum
 from kdpipe.stages.quantization.weights import QuantizedConv2d, QuantizedLinear
 from kdpipe.targets.errors import GraphError, UnsupportedError
 from kdpipe.targets.fixed_point import Rounding, multiply_by_quantized_multiplier, quantize_multipliers
@@ -26,7 +27,7 @@ from kdpipe.targets.graph import Quantization
 from kdpipe.targets.lower import absorb, batch_norm_line
 
 FLOAT_BITS = 32
-_KEPT_VALUES = 1 << 16
+_KEPT_VALUES = 1 << 14
 _CLIP_CANDIDATES = 48
 
 
@@ -56,11 +57,24 @@ class _FakeQuantize(torch.autograd.Function):
         return to_input, to_scale, None, None, None
 
 
+@dataclass(frozen=True)
+class Accumulator:
+    """What integer hardware requantizes.
+
+    Args:
+        integers: int64 [B, O, ...].
+        units: what one unit stands for: float64 [O], or [1] for all channels.
+    """
+
+    integers: NDArray[np.int64]
+    units: NDArray[np.float64]
+
+
 class Source(Protocol):
     """What stands before a quantizer in integer arithmetic."""
 
-    def units(self, output: Quantization) -> NDArray[np.float64]:
-        """Return what one unit of the accumulator stands for: float64 [O], or [1] for all channels."""
+    def accumulator(self, real: Tensor, output: Quantization) -> Accumulator:
+        """Return the integers that `real [B, O, ...]` was computed from, given what they are requantized to."""
         ...
 
 
@@ -70,28 +84,41 @@ class LayerSource:
 
     layer: QuantizedConv2d | QuantizedLinear
     norm: nn.BatchNorm1d | nn.BatchNorm2d | None
-    input: ActivationQuantizer
+    input: StoresIntegers
 
-    def units(self, output: Quantization) -> NDArray[np.float64]:
-        """Return s_in * (the scale with which the channel is deployed), float64 [O]."""
+    def accumulator(self, real: Tensor, output: Quantization) -> Accumulator:
+        """Undo gain and offset, then flip signs and add the bias as the lowered layer does."""
         weight, steps, _ = self.layer.integer_weight()
         values, scales = weight.cpu().numpy(), steps.cpu().numpy()
+        bias = self.layer.bias
         gain, offset = np.ones(len(values)), np.zeros(len(values))
+        if bias is not None:
+            offset = bias.detach().double().cpu().numpy()
         if self.norm is not None:
-            gain, offset = batch_norm_line(self.norm)
+            gain, shift = batch_norm_line(self.norm)
+            offset = gain * offset + shift
         source = self.input.quantization()
-        return source.scale * absorb(values, scales, gain, offset, source, output).scales.astype(np.float64)
+        channels = absorb(values, scales, gain, offset, source, output)
+        trained = source.scale * scales.astype(np.float64) * gain
+        trained[channels.signs == 0] = 1.0
+        by_channel = (1, -1, *[1] * (real.ndim - 2))
+        products = (real.double().cpu().numpy() - offset.reshape(by_channel)) / trained.reshape(by_channel)
+        integers = np.rint(products).astype(np.int64) * channels.signs.astype(np.int64).reshape(by_channel)
+        return Accumulator(
+            integers + channels.bias.astype(np.int64).reshape(by_channel),
+            source.scale * channels.scales.astype(np.float64),
+        )
 
 
 @dataclass(frozen=True)
 class StoredSource:
     """A tensor that is stored already, with another quantization."""
 
-    input: ActivationQuantizer
+    input: StoresIntegers
 
-    def units(self, output: Quantization) -> NDArray[np.float64]:
-        """Return the step of the stored tensor, [1]."""
-        return np.array([self.input.quantization().scale])
+    def accumulator(self, real: Tensor, output: Quantization) -> Accumulator:
+        """Return the stored integers without their zero point."""
+        return _in_units(real, self.input.quantization().scale)
 
 
 @dataclass(frozen=True)
@@ -100,9 +127,13 @@ class SumSource:
 
     sum: Sum
 
-    def units(self, output: Quantization) -> NDArray[np.float64]:
-        """Return the unit of the integer sum, [1]."""
-        return np.array([self.sum.unit()])
+    def accumulator(self, real: Tensor, output: Quantization) -> Accumulator:
+        """Return the integer sum."""
+        return _in_units(real, self.sum.unit())
+
+
+def _in_units(real: Tensor, unit: float) -> Accumulator:
+    return Accumulator((real.double() / unit).round_().to(torch.int64).cpu().numpy(), np.array([unit]))
 
 
 class ActivationQuantizer(nn.Module):
@@ -181,13 +212,14 @@ class ActivationQuantizer(nn.Module):
         return Quantization(scale, 0 if self.signed else -half, -half, half - 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape [B, ...] -> the same."""
+        """Any shape [B, ...] -> the same, float32."""
+        if not self.training and self.rounds_now:
+            return self._deployed(x)
+        x = x.to(self.clip.dtype)  # in evaluation sums and accumulators come in float64
         if self._observed is not None:
             x = x if self.signed else x.relu()
             self._observed.append(_thin(x.detach()))
             return x
-        if not self.training and self.precision == self.bits:
-            return self._deployed(x)
         if self.precision >= FLOAT_BITS:
             return x.clamp(-self.clip.detach(), self.clip.detach()) if self.signed else x.clamp(0, self.clip.detach())
         low, high = self.levels(self.precision)
@@ -200,14 +232,14 @@ class ActivationQuantizer(nn.Module):
         if self._source[0] is None:
             steps = (x / quantization.scale).round_().clamp_(low, high)
             return steps.mul_(quantization.scale)
-        units = self._source[0].units(quantization)
+        try:
+            accumulator = self._source[0].accumulator(x.detach(), quantization)
+        except GraphError as error:
+            raise GraphError(error.message, where=f"layer {self.name}", remedy=error.remedy) from None
+        multiplier, shift = quantize_multipliers(accumulator.units / quantization.scale)
         by_channel = (1, -1, *[1] * (x.ndim - 2))
-        accumulator = (x.double() / torch.from_numpy(units).to(x.device).view(by_channel)).round_()
-        # beyond int32 the output is clamped anyway
-        accumulator = accumulator.clamp_(-(2**31), 2**31 - 1).to(torch.int64)
-        multiplier, shift = quantize_multipliers(units / quantization.scale)
         scaled = multiply_by_quantized_multiplier(
-            accumulator.cpu().numpy(), multiplier.reshape(by_channel), shift.reshape(by_channel), self.rounding
+            accumulator.integers, multiplier.reshape(by_channel), shift.reshape(by_channel), self.rounding
         )
         # float32 also where a sum came in float64
         stored = torch.from_numpy(scaled).clamp_(low, high).to(x.device, self.clip.dtype)

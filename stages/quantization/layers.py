@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from kdpipe.targets import reference
 from kdpipe.targets.fixed_point import Rounding, multiply_by_quantized_multiplier
 from kdpipe.targets.graph import Pair, Quantization
+from kdpipe.targets.lower import batch_norm_line
 
 
 class StoresIntegers(Protocol):
@@ -38,6 +39,34 @@ class Scope(nn.Identity):
         super().__init__()
         if children is not None:
             self._modules = children
+
+
+class ExactBatchNorm(nn.Module):
+    """Mixed into a batch norm: in evaluation, accumulators that come in float64 are normalized in float64."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[B, C, ...] -> the same."""
+        if self.training or input.dtype != torch.float64:
+            return super().forward(input)  # type: ignore[misc]
+        by_channel = (1, -1, *[1] * (input.ndim - 2))
+        gain, offset = (torch.from_numpy(line).to(input.device).view(by_channel) for line in batch_norm_line(self))
+        return input * gain + offset
+
+
+class ExactBatchNorm1d(ExactBatchNorm, nn.BatchNorm1d):
+    """nn.BatchNorm1d, exact in evaluation."""
+
+
+class ExactBatchNorm2d(ExactBatchNorm, nn.BatchNorm2d):
+    """nn.BatchNorm2d, exact in evaluation."""
+
+
+def exact_batch_norm(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> ExactBatchNorm1d | ExactBatchNorm2d:
+    """Return a batch norm with the parameters and buffers of `norm`."""
+    kind = ExactBatchNorm2d if isinstance(norm, nn.BatchNorm2d) else ExactBatchNorm1d
+    exact = kind(norm.num_features, norm.eps, norm.momentum, norm.affine, device="meta")
+    exact._parameters, exact._buffers = norm._parameters, norm._buffers
+    return exact.train(norm.training)
 
 
 class AveragePool(nn.AvgPool2d):

@@ -20,7 +20,7 @@ from kdpipe.stages.quantization.activations import (
     StoredSource,
     SumSource,
 )
-from kdpipe.stages.quantization.layers import AveragePool, Scope, Sum
+from kdpipe.stages.quantization.layers import AveragePool, Scope, Sum, exact_batch_norm
 from kdpipe.stages.quantization.operations import (
     DROPOUTS,
     LAYERS,
@@ -222,15 +222,20 @@ class _Preparation:
         else:
             assert isinstance(layer, nn.Linear)  # noqa: S101  # one of LAYERS
             quantized = QuantizedLinear.of(layer, bits)
-        parent, _, name = str(node.target).rpartition(".")
-        setattr(self.normalized.root.get_submodule(parent), name, quantized)
+        quantized.read_from(source)
+        self._replace_module(node, quantized)
         producers: list[nn.Module] = [quantized]
         end, norm = node, None
         user = _sole_user(node)
         if user is not None and isinstance(module := self.normalized.module(user), NORMS):
-            end, norm = user, module
-            producers.append(module)
+            end, norm = user, exact_batch_norm(module)
+            self._replace_module(user, norm)
+            producers.append(norm)
         self._quantize_value(node, end, LayerSource(quantized, norm, source), producers)
+
+    def _replace_module(self, node: fx.Node, module: nn.Module) -> None:
+        parent, _, name = str(node.target).rpartition(".")
+        setattr(self.normalized.root.get_submodule(parent), name, module)
 
     def _quantize_sum(self, node: fx.Node) -> None:
         first, second = (self.stored[value] for value in node.args if isinstance(value, fx.Node))

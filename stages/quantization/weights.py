@@ -9,13 +9,17 @@ weights behind Q receive the gradient of Q(w) unchanged.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
+from kdpipe.stages.quantization.layers import StoresIntegers
 from kdpipe.targets.errors import UnsupportedError
 from kdpipe.targets.graph import WEIGHT_BITS
 
 CALIBRATION_ROUNDS = 20
+EXACT_IN_FLOAT32 = 2**24
 
 
 def weight_limit(bits: int) -> int:
@@ -160,15 +164,43 @@ class WeightQuantizer(nn.Module):
 
 
 class _Quantized:
-    """What quantized layers share: `integer_weight`, as `kdpipe.targets.lower` asks for it."""
+    """What quantized layers share: integer weights, and in evaluation integer arithmetic on them."""
 
     weight: Tensor
+    bias: Tensor | None
+    training: bool
     weight_quantizer: WeightQuantizer
+    _source: tuple[StoresIntegers, ...] = ()
+
+    def read_from(self, source: StoresIntegers) -> None:
+        """Set the quantizer of the layer's input."""
+        # In a tuple, so that it is not registered as a submodule a second time.
+        self._source = (source,)
 
     def integer_weight(self) -> tuple[Tensor, Tensor, int]:
         """Return int8 weights, float32 scales [O], and the width."""
         values, scales = self.weight_quantizer.integers(self.weight)
         return values, scales, self.weight_quantizer.bits
+
+    @property
+    def computes_integers(self) -> bool:
+        """Whether a call computes exact accumulators now: in evaluation, behind a quantizer that rounds."""
+        return not self.training and bool(self._source) and self._source[0].rounds_now
+
+    @torch.no_grad()
+    def _accumulate(self, x: Tensor, multiply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Return s_in * s_w * acc + bias in float64, acc being exact; without gradient."""
+        source = self._source[0].quantization()
+        values, scales, _ = self.integer_weight()
+        reach = max(source.qmax - source.zero_point, source.zero_point - source.qmin)
+        bound = reach * int(values.flatten(1).abs().sum(dim=1, dtype=torch.int64).max())
+        dtype = torch.float32 if bound < EXACT_IN_FLOAT32 else torch.float64
+        steps = (x.double() / source.scale).round_().to(dtype)
+        # rounded, because a fast algorithm (Winograd) is only nearly exact
+        accumulator = multiply(steps, values.to(dtype)).double().round_()
+        by_channel = (1, -1, *[1] * (accumulator.ndim - 2))
+        real = accumulator.mul_((source.scale * scales.double()).view(by_channel))
+        return real if self.bias is None else real.add_(self.bias.double().view(by_channel))
 
 
 class QuantizedConv2d(_Quantized, nn.Conv2d):
@@ -197,7 +229,9 @@ class QuantizedConv2d(_Quantized, nn.Conv2d):
         return quantized.train(layer.training)
 
     def forward(self, input: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, O, H', W']."""
+        """[B, C, H, W] -> [B, O, H', W']; in evaluation float64, see `_accumulate`."""
+        if self.computes_integers:
+            return self._accumulate(input, lambda x, weight: self._conv_forward(x, weight, None))
         return self._conv_forward(input, self.weight_quantizer(self.weight), self.bias)
 
 
@@ -216,5 +250,7 @@ class QuantizedLinear(_Quantized, nn.Linear):
         return quantized.train(layer.training)
 
     def forward(self, input: Tensor) -> Tensor:
-        """[B, I] -> [B, O]."""
+        """[B, I] -> [B, O]; in evaluation float64, see `_accumulate`."""
+        if self.computes_integers:
+            return self._accumulate(input, nn.functional.linear)
         return nn.functional.linear(input, self.weight_quantizer(self.weight), self.bias)
