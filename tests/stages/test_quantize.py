@@ -1,0 +1,201 @@
+"""The stage `quantize`, on a small network and synthetic samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from kdpipe.models.registry import MODELS
+from kdpipe.stages.artifacts import (
+    ImageSpace,
+    NetworkDescription,
+    Samples,
+    Split,
+    build_network,
+    load_network,
+    save_network,
+    save_samples,
+    save_split,
+)
+from kdpipe.stages.base import Artifact
+from kdpipe.stages.quantization.fidelity import compare
+from kdpipe.stages.quantization.network import load_quantized_network
+from kdpipe.stages.quantize import STAGE, QuantizeParams
+from kdpipe.targets.errors import ArtifactError, DataError, UnsupportedError
+from kdpipe.targets.graph_files import load_graph
+
+SPACE = ImageSpace((1, 8, 8), ("a", "b", "c"), (0.3,), (0.4,))
+ARGUMENTS = {"depth": 8, "width": 4}
+
+
+class Context:
+    """Records what a stage reports."""
+
+    def __init__(self, root: Path, seed: int = 0) -> None:
+        self.root, self.seed, self.accelerator = root, seed, "cpu"
+        self.reports: list[tuple[int, int]] = []
+
+    def output(self, name: str) -> Path:
+        path = self.root / name
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def file(self, path: str) -> Path:
+        return Path(path)
+
+    def progress(self, done: int, total: int, unit: str = "epoch", **metrics: float) -> None:
+        self.reports.append((done, total))
+
+    def log(self, message: str) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Artifact]:
+    """A network with random weights, which is its own teacher on samples of three kinds of stripes."""
+    root = tmp_path_factory.mktemp("inputs")
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(192) % 3
+    stripes = torch.zeros(3, 1, 8, 8)
+    stripes[0, :, ::2], stripes[1, :, :, ::2], stripes[2, :, 2:6, 2:6] = 1, 1, 1
+    pixels = (stripes[labels] * 0.7 + 0.3 * torch.rand(192, 1, 8, 8, generator=generator)).clamp(0, 1)
+    images = (pixels - 0.3) / 0.4
+    description = NetworkDescription("resnet", MODELS["resnet"].check(dict(ARGUMENTS)).model_dump(), SPACE)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = build_network(description)
+        with torch.no_grad():
+            for _ in range(30):
+                network.train()(images)
+    for name in ("network", "samples", "split"):
+        (root / name).mkdir()
+    save_network(root / "network", network, description)
+    logits = 6.0 * torch.nn.functional.one_hot(labels, 3)
+    save_samples(root / "samples", Samples(images, logits, SPACE))
+    save_split(root / "split", Split("train", (pixels * 255).to(torch.uint8), labels, SPACE))
+    return {name: Artifact(name, root / name) for name in ("network", "samples", "split")}
+
+
+def run(inputs: Mapping[str, Artifact], root: Path, kind: str = "samples", seed: int = 0, **params: Any):
+    given = {"network": inputs["network"], "samples": inputs[kind]}
+    context = Context(root, seed)
+    values = {"epochs": 4, "batch_size": 32, "verified_images": 64, **params}
+    outcome = STAGE.run(QuantizeParams(network="n", samples="s", **values), given, context)
+    return outcome, context
+
+
+def test_it_trains_and_hands_over_graph_and_network(inputs: Mapping[str, Artifact], tmp_path: Path) -> None:
+    outcome, context = run(inputs, tmp_path)
+    assert context.reports == [(epoch, 4) for epoch in (1, 2, 3, 4)]
+    history = outcome.history["quantized"]
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert outcome.metrics["agreement"] > 0.9
+    assert outcome.metrics["integer_exact"] == 1.0
+    assert outcome.metrics["integer_top1_agreement"] == 1.0
+    assert 0.1 < outcome.metrics["ternary_sparsity"] < 0.9
+
+    graph = load_graph(tmp_path / "graph")
+    widths = {node.name: weight.bits for node, weight in graph.weights()}
+    assert widths.pop("conv1") == widths.pop("fc") == 8
+    assert set(widths.values()) == {2}
+    assert outcome.metrics["weight_bytes"] == sum(weight.packed_bytes for _, weight in graph.weights())
+    assert graph.class_names == SPACE.classes
+    assert graph.rounding == "single"
+
+    network, description = load_quantized_network(tmp_path / "network")
+    assert description.quantization == {
+        "weight_bits": 2, "activation_bits": 8, "first_last_bits": 8, "rounding": "single"
+    }  # fmt: skip
+    images = torch.randn(32, 1, 8, 8)
+    assert compare(network, graph, images).worst[1] == 1.0
+
+
+def test_pixels_are_stored_as_they_are(inputs: Mapping[str, Artifact], tmp_path: Path) -> None:
+    run(inputs, tmp_path, epochs=1)
+    graph = load_graph(tmp_path / "graph")
+    pixels = np.arange(256)
+    normalized = ((pixels / 255 - 0.3) / 0.4).astype(np.float32)
+    assert np.abs(graph.input.quantization.quantize(normalized).astype(int) - (pixels - 128)).max() <= 1
+
+
+def test_the_same_seed_gives_the_same_files(inputs: Mapping[str, Artifact], tmp_path: Path) -> None:
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        run(inputs, tmp_path / name, seed=seed, epochs=1)
+    files = ["graph/graph.json", "graph/weights.safetensors", "network/network.json", "network/weights.safetensors"]
+    contents = {name: [(tmp_path / name / file).read_bytes() for file in files] for name in "abc"}
+    assert contents["a"] == contents["b"]
+    assert contents["a"] != contents["c"]
+
+
+@pytest.mark.parametrize("losses", [{"ce": {}}, {"kd": {"temperature": 2}}, {"ce": {}, "speq": {"probability": 0.4}}])
+def test_every_recipe_runs(inputs: Mapping[str, Artifact], tmp_path: Path, losses: dict[str, Any]) -> None:
+    outcome, _ = run(inputs, tmp_path, epochs=1, losses=losses, activation_bits=4)
+    row = outcome.history["quantized"][0]
+    assert len(losses) == 1 or set(losses) <= set(row)
+
+
+def test_on_a_split_kd_needs_teachers_and_ce_takes_the_labels(inputs: Mapping[str, Artifact], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="kd needs what the teachers say"):
+        run(inputs, tmp_path, "split")
+    outcome, _ = run(inputs, tmp_path, "split", losses={"ce": {}})
+    assert outcome.metrics["agreement"] > 0.9
+
+
+def test_a_network_that_cannot_be_quantized_is_refused_before_training(
+    inputs: Mapping[str, Artifact], tmp_path: Path
+) -> None:
+    arguments = MODELS["resnet"].check({**ARGUMENTS, "shortcut": "pad"}).model_dump()
+    description = NetworkDescription("resnet", arguments, SPACE)
+    (tmp_path / "padded").mkdir()
+    save_network(tmp_path / "padded", build_network(description), description)
+    with pytest.raises(UnsupportedError, match=r"layer2\.0\.shortcut"):
+        run({**inputs, "network": Artifact("network", tmp_path / "padded")}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_that_do_not_fit_are_refused(inputs: Mapping[str, Artifact], tmp_path: Path) -> None:
+    space = ImageSpace((1, 4, 4), SPACE.classes, (0.3,), (0.4,))
+    (tmp_path / "small").mkdir()
+    save_samples(tmp_path / "small", Samples(torch.zeros(8, 1, 4, 4), torch.zeros(8, 3), space))
+    with pytest.raises(DataError, match=r"images of shape \[1, 4, 4\]"):
+        run({**inputs, "samples": Artifact("samples", tmp_path / "small")}, tmp_path / "out")
+
+
+def test_float_and_quantized_networks_are_not_mistaken(inputs: Mapping[str, Artifact], tmp_path: Path) -> None:
+    run(inputs, tmp_path, epochs=1)
+    with pytest.raises(ArtifactError, match="quantized network, where a float one"):
+        load_network(tmp_path / "network")
+    with pytest.raises(ArtifactError, match="float network, where a quantized one"):
+        load_quantized_network(inputs["network"].path)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"weight_bits": 5}, "weight_bits"),
+        ({"activation_bits": 9}, "less than or equal to 8"),
+        ({"losses": {"sqeq": {}}}, "Did you mean speq"),
+        ({"losses": {"feed": {}}}, "no loss 'feed' for quantize"),
+        ({"losses": {"speq": {}}}, "give kd or ce beside it"),
+        ({"losses": {"kd": {}, "speq": {"probabilty": 1}}}, "Did you mean probability"),
+        ({"losses": {"kd": {}, "speq": {"teacher_bits": 16}}}, "3 to 8, or 32"),
+        ({"rounding": "even"}, "rounding"),
+    ],
+)
+def test_wrong_parameters_are_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        QuantizeParams(network="n", samples="s", **values)
