@@ -19,7 +19,7 @@ from kdpipe.pipeline.store import OUTPUTS, Entry, Manifest, Store, StoredOutput,
 from kdpipe.stages.base import Artifact, Inputs, Outcome, TargetRecord
 
 
-def execute(spec: Spec, step: Step, finished: Mapping[str, Entry], store: Store, emit: Sink) -> Entry:
+def execute(spec: Spec, step: Step, finished: Mapping[str, Entry], store: Store, emit: Sink) -> tuple[Entry, float]:
     """Run a stage and publish what it wrote.
 
     Args:
@@ -28,6 +28,9 @@ def execute(spec: Spec, step: Step, finished: Mapping[str, Entry], store: Store,
         finished: the outputs of the stages before it.
         store: where the outputs go.
         emit: takes the stage's progress and log lines.
+
+    Returns:
+        The entry, and how many seconds the stage ran: the entry may be an earlier one of the same content.
 
     Raises:
         Exception: whatever the stage raises; then nothing is published.
@@ -39,7 +42,7 @@ def execute(spec: Spec, step: Step, finished: Mapping[str, Entry], store: Store,
         context = RunContext(spec, stage, workplace / OUTPUTS, emit)
         began = time.monotonic()
         outcome = stage.stage.run(stage.params, _inputs(stage, finished), context)
-        seconds = time.monotonic() - began
+        seconds = round(time.monotonic() - began, 3)
         if not isinstance(outcome, Outcome):
             raise TypeError(f"the stage returned {type(outcome).__name__} instead of an Outcome")
         if stage.stage.validates != (outcome.target is not None):
@@ -55,10 +58,10 @@ def execute(spec: Spec, step: Step, finished: Mapping[str, Entry], store: Store,
             outputs=outputs,
             **findings.model_dump(),
             target=target_to_json(outcome.target) if outcome.target is not None else None,
-            seconds=round(seconds, 3),
+            seconds=seconds,
             finished_at=time.time(),
         )
-        return store.publish(workplace, manifest)
+        return store.publish(workplace, manifest), seconds
 
 
 class RunContext:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from rich.console import Console
 
@@ -68,9 +69,8 @@ def _prepare(directory: Path, option: str, remedy: str) -> None:
     try:
         with storage_errors(directory, "write"):
             directory.mkdir(parents=True, exist_ok=True)
-            probe = directory / ".kdpipe-can-write"
-            probe.touch()
-            probe.unlink()
+            with TemporaryFile(dir=directory):
+                pass
     except StorageError as error:
         raise UsageError(f"{error.message}: {error.where}", where=option, remedy=remedy) from error
 

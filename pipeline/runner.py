@@ -193,14 +193,12 @@ class _Runner:
     def _find_or_run(self, stage: StageSpec) -> StageResult:
         step = self.planner.assess(stage, self.finished)
         self.key, self.reasons = step.key, step.reasons
-        status: Status = "cached"
-        entry = step.entry
-        if entry is None:
-            status = "ran"
-            entry = self._run(step)
+        status: Status
+        if step.entry is not None:
+            status, entry, seconds = "cached", step.entry, step.entry.manifest.seconds
+        else:
+            status, (entry, seconds) = "ran", self._run(step)
         manifest = entry.manifest
-        # Of a stage that made what the store held already, the entry tells how long the earlier execution took.
-        seconds = manifest.seconds if status == "cached" else round(time.monotonic() - self.began, 3)
         self.finished[stage.name] = entry
         self.store.remember(self.spec.name, stage.name, step.parts)
         metrics = {**manifest.metrics, **main_figures(manifest.target)}
@@ -209,7 +207,7 @@ class _Runner:
         gates = evaluate_gates(stage.gates, manifest.target) if manifest.target is not None else []
         return StageResult(stage, status, manifest.key, seconds, entry, step.reasons, gates=tuple(gates))
 
-    def _run(self, step: Step) -> Entry:
+    def _run(self, step: Step) -> tuple[Entry, float]:
         stage = step.stage
         if any(reason.startswith("artifact corrupted") for reason in step.reasons):
             for reason in step.reasons:
