@@ -39,8 +39,6 @@ class FeatureShapes:
 class DistillationLoss(nn.Module, ABC):
     """A loss that may hold modules of its own; they are trained with the student and dropped afterwards."""
 
-    uses_features = False
-
     @abstractmethod
     def forward(self, knowledge: Knowledge) -> Tensor:
         """Return the loss, a scalar without the weight that YAML gives it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ from kdpipe.stages.artifacts import (
 from kdpipe.stages.base import Artifact, Inputs, Outcome, StageContext
 from kdpipe.stages.data.batches import TensorBatches, shift
 from kdpipe.stages.distill import DistillParams
-from kdpipe.stages.knowledge.base import DistillationLoss, FeatureShapes, Knowledge
+from kdpipe.stages.knowledge.base import FeatureShapes, Knowledge
 from kdpipe.stages.knowledge.registry import LOSSES
 from kdpipe.stages.knowledge.taps import capture
 from kdpipe.stages.knowledge.teacher_outputs import (
@@ -59,9 +59,13 @@ def distill(params: DistillParams, inputs: Inputs, context: StageContext) -> Out
     description = NetworkDescription(params.model.model, params.model.arguments, teachers.space)
     with seeded(derive_seed(context.seed, "student")):
         student = build_network(description).to(device)
-    losses = _make_losses(params, student, description, teachers, data.images[:2], context.seed)
-    taps = _teacher_taps(params, teachers) if _use_features(losses) else ()
+    taps = _teacher_taps(params, teachers) if _uses_features(params) else ()
     student_tap = (params.student_tap or description.feature) if taps else None
+    shapes = _feature_shapes(student, student_tap, teachers, taps, data.images[:2].to(device)) if student_tap else None
+    losses = {
+        name: LOSSES[name].build(values, shapes, derive_seed(context.seed, "loss", name)).to(device)
+        for name, values in params.loss_parameters().items()
+    }
 
     cached = None
     if params.shift == 0:
@@ -169,42 +173,21 @@ def _teacher_taps(params: DistillParams, teachers: TeacherEnsemble) -> tuple[str
     return params.teacher_taps
 
 
-def _use_features(losses: Mapping[str, DistillationLoss]) -> bool:
-    return any(loss.uses_features for loss in losses.values())
-
-
-def _make_losses(
-    params: DistillParams,
-    student: nn.Module,
-    description: NetworkDescription,
-    teachers: TeacherEnsemble,
-    images: Tensor,
-    seed: int,
-) -> dict[str, DistillationLoss]:
-    """Build the losses on the student's device; the taps' shapes are found by a forward pass of two images."""
-    device = next(student.parameters()).device
-    shapes = _feature_shapes(params, student, description, teachers, images.to(device))
-    return {
-        name: LOSSES[name].build(values, shapes, derive_seed(seed, "loss", name)).to(device)
-        for name, values in params.loss_parameters().items()
-    }
+def _uses_features(params: DistillParams) -> bool:
+    return any(LOSSES[name].uses_features for name in params.losses)
 
 
 @torch.no_grad()
 def _feature_shapes(
-    params: DistillParams,
-    student: nn.Module,
-    description: NetworkDescription,
-    teachers: TeacherEnsemble,
-    images: Tensor,
+    student: nn.Module, student_tap: str, teachers: TeacherEnsemble, taps: Sequence[str], images: Tensor
 ) -> FeatureShapes:
-    tap = params.student_tap or description.feature
-    student.eval()  # two images must not reach the batch norms' statistics
-    with capture(student, [tap]) as tapped:
+    """Find the taps' shapes by a forward pass of a few images."""
+    student.eval()  # they must not reach the batch norms' statistics
+    with capture(student, [student_tap]) as tapped:
         student(images)
-    check_feature_map(tap, tapped[tap])
-    said = teacher_outputs(teachers, _teacher_taps(params, teachers), images)
-    return FeatureShapes(_chw(tapped[tap]), tuple(_chw(feature) for feature in said.features))
+    check_feature_map(student_tap, tapped[student_tap])
+    said = teacher_outputs(teachers, taps, images)
+    return FeatureShapes(_chw(tapped[student_tap]), tuple(_chw(feature) for feature in said.features))
 
 
 def _chw(feature: Tensor) -> tuple[int, int, int]:

@@ -19,8 +19,6 @@ class Feed(DistillationLoss):
     teacher this is Factor Transfer.
     """
 
-    uses_features = True
-
     def __init__(self, parameters: FeedParameters, shapes: FeatureShapes | None, seed: int) -> None:
         super().__init__()
         if shapes is None:
@@ -34,7 +32,7 @@ class Feed(DistillationLoss):
 
     def forward(self, knowledge: Knowledge) -> Tensor:
         """Return the sum over the teachers."""
-        assert knowledge.student_feature is not None  # noqa: S101  # uses_features promises it
+        assert knowledge.student_feature is not None  # noqa: S101  # its entry's uses_features promises it
         total = knowledge.student_feature.new_zeros(())
         for translate, target in zip(self.translators, knowledge.teacher_features, strict=True):
             student, teacher = match_size(knowledge.student_feature, target)

@@ -54,6 +54,7 @@ class LossEntry:
         reference: the paper.
         parameters: what YAML may set.
         constructor: "module:class".
+        uses_features: whether it looks at feature maps; if none of a student's losses does, nothing is tapped.
     """
 
     summary: str
@@ -61,6 +62,7 @@ class LossEntry:
     reference: str
     parameters: type[LossParameters]
     constructor: str
+    uses_features: bool = False
 
     def build(self, parameters: Any, shapes: FeatureShapes | None, seed: int) -> DistillationLoss:
         """Build the loss.
@@ -102,5 +104,6 @@ LOSSES.register("feed")(
         "Park and Kwak 2019, FEED (arXiv:1909.10754)",
         FeedParameters,
         "kdpipe.stages.knowledge.feature:Feed",
+        uses_features=True,
     )
 )

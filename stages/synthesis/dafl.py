@@ -38,13 +38,14 @@ def synthesize(params: SynthesizeParams, inputs: Inputs, context: StageContext) 
     noise = torch.Generator().manual_seed(derive_seed(context.seed, "noise"))
     images, history = train_generator(generator, teachers, params, noise, context)
     logits = predict(teachers, images)
+    # of all images: the choice below would make a collapse look balanced
+    entropy = class_entropy(logits)
+    if entropy < params.collapse_below:
+        raise collapsed(entropy, params.collapse_below)
     chosen = balanced_choice(
         logits, params.count, torch.Generator().manual_seed(derive_seed(context.seed, "selection"))
     )
     samples = Samples(images[chosen], logits[chosen], teachers.space)
-    entropy = class_entropy(samples.logits)
-    if entropy < params.collapse_below:
-        raise collapsed(entropy, params.collapse_below)
     directory = context.output("samples")
     save_samples(directory, samples)
     write_grid(directory / "grid.png", samples.images[:GRID], teachers.space)
@@ -115,10 +116,8 @@ def train_generator(
                     class_entropy=row["class_entropy"],
                 )
     kept = sum(map(len, bank))
-    generator.eval()
-    with torch.no_grad():
+    with torch.no_grad():  # still with the batch's statistics, as in training
         while kept < params.count:
-            generator.train()  # batch statistics, as in training
             bank.append(generator(generator.noise(params.batch_size, noise)).cpu())
             kept += len(bank[-1])
     return torch.cat(bank), rows

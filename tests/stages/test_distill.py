@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from kdpipe.stages.artifacts import (
+    NetworkDescription,
+    Samples,
+    build_network,
+    load_network,
+    save_ensemble,
+    save_samples,
+    save_split,
+)
+from kdpipe.stages.base import Artifact
+from kdpipe.stages.distill import STAGE, DistillParams
+from kdpipe.stages.knowledge.teacher_outputs import cache_outputs, teacher_outputs
+from kdpipe.stages.training.ensemble import TeacherEnsemble
+from kdpipe.stages.training.metrics import accuracy, predict
+from kdpipe.stages.training.parameters import OptimizationParams
+from kdpipe.stages.training.teachers import train_classifier
+from kdpipe.targets.errors import DataError, NetworkError, TrainingError
+
+FAST = {
+    "teachers": "t",
+    "samples": "s",
+    "model": {"model": "cnn", "channels": [4, 6]},
+    "losses": {"kd": {}, "feed": {}},
+    "epochs": 3,
+    "batch_size": 32,
+}
+
+
+@pytest.fixture
+def inputs(tmp_path, space, make_bars):
+    """Two teachers that know bars, and the same images as samples without labels."""
+    members = []
+    for index, width in enumerate((4, 6)):
+        description = NetworkDescription("cnn", {"channels": (width, 2 * width)}, space)
+        torch.manual_seed(index)
+        network = build_network(description)
+        params = OptimizationParams(epochs=4, batch_size=32)
+        train_classifier(network, make_bars(300, index), params, seed=0, pixels=0, device=torch.device("cpu"))
+        members.append((network, description))
+    for name in ("ensemble", "samples", "split"):
+        (tmp_path / name).mkdir()
+    save_ensemble(tmp_path / "ensemble", members)
+    split = make_bars(320, 5)
+    save_split(tmp_path / "split", split)
+    logits = predict(TeacherEnsemble(members), split.normalized())
+    save_samples(tmp_path / "samples", Samples(split.normalized(), logits, space))
+    return {
+        "teachers": Artifact("ensemble", tmp_path / "ensemble"),
+        "samples": Artifact("samples", tmp_path / "samples"),
+    }
+
+
+def run(inputs, folder, **change):
+    return STAGE.run(DistillParams(**{**FAST, **change}), inputs, folder)
+
+
+def test_a_student_learns_without_labels(inputs, context, make_bars):
+    folder = context()
+    outcome = run(inputs, folder, epochs=12)
+    student, description = load_network(folder.root / "network")
+    test = make_bars(300, 9)
+    assert accuracy(predict(student, test.normalized()), test.labels) > 0.9
+    assert outcome.metrics["agreement"] > 0.9
+    # the translators are dropped: the artifact holds the student alone
+    assert set(student.state_dict()) == set(build_network(description).state_dict())
+    rows = outcome.history["student"]
+    assert rows[-1]["feed"] < rows[0]["feed"]
+    assert rows[-1]["kd"] < rows[0]["kd"]
+
+
+def test_a_split_may_be_given_and_its_labels_are_used(inputs, context, tmp_path, make_bars):
+    # labels that contradict the teachers show which are used
+    split = make_bars(320, 5)
+    wrong = type(split)(split.name, split.images, (split.labels + 1) % 3, split.space)
+    save_split(tmp_path / "split", wrong)
+    inputs = {**inputs, "samples": Artifact("split", tmp_path / "split")}
+    folder = context()
+    outcome = run(inputs, folder, losses={"ce": {}}, epochs=6)
+    assert outcome.metrics["agreement"] < 0.3
+    student, _ = load_network(folder.root / "network")
+    test = make_bars(300, 9)
+    assert accuracy(predict(student, test.normalized()), (test.labels + 1) % 3) > 0.8
+
+
+def test_the_same_seed_makes_the_same_bytes(inputs, context):
+    folders = [context(name, seed) for name, seed in (("a", 0), ("b", 0), ("c", 1))]
+    for index, folder in enumerate(folders):
+        torch.manual_seed(index)
+        run(inputs, folder, epochs=1)
+    a, b, c = [(folder.root / "network" / "weights.safetensors").read_bytes() for folder in folders]
+    assert a == b != c
+
+
+def test_cached_outputs_train_the_same_student(inputs, context):
+    a, b = context("cached"), context("anew")
+    run(inputs, a, epochs=1)
+    run(inputs, b, epochs=1, cache_mib=0)
+    assert a.lines == ["the teachers' outputs are cached"]
+    assert b.lines == ["the teachers' outputs are computed for each batch"]
+    first, second = (load_network(folder.root / "network")[0].state_dict() for folder in (a, b))
+    for key, value in first.items():
+        torch.testing.assert_close(value, second[key], rtol=1e-3, atol=1e-3)
+
+
+def test_the_cache_is_what_the_teachers_say(inputs):
+    teachers = TeacherEnsemble.load(inputs["teachers"].path)
+    images = torch.randn(10, 1, 8, 8)
+    taps = ("features", "features.0")
+    logits, *features = cache_outputs(teachers, taps, images, limit_mib=1, batch_size=4)
+    said = teacher_outputs(teachers, taps, images)
+    torch.testing.assert_close(logits.transpose(0, 1), said.logits)
+    for cached, anew in zip(features, said.features, strict=True):
+        torch.testing.assert_close(cached, anew)
+    assert cache_outputs(teachers, taps, images, limit_mib=0) is None
+
+
+def test_augmentation_asks_the_teachers_anew(inputs, context):
+    folder = context()
+    run(inputs, folder, epochs=1, shift=1)
+    assert folder.lines == ["the teachers' outputs are computed for each batch"]
+
+
+def test_taps_by_path(inputs, context):
+    run(inputs, context("by path"), epochs=1, student_tap="features.2", teacher_taps=["features.0", "features"])
+    for name, change, words in (
+        ("a", {"student_tap": "featurs"}, "Did you mean features"),
+        ("b", {"teacher_taps": ["features"]}, "1 modules for 2 teachers"),
+        ("c", {"teacher_taps": ["features", "fc"]}, "not a feature map"),
+    ):
+        with pytest.raises(NetworkError, match=words):
+            run(inputs, context(name), epochs=1, **change)
+
+
+def test_response_losses_ask_for_no_tap(inputs, context):
+    # a tap that can't be found does not matter when no loss looks at features
+    run(inputs, context(), epochs=1, losses={"kd": {"temperature": 2}}, student_tap="nowhere")
+
+
+def test_images_that_the_teachers_do_not_know(inputs, context, tmp_path, space):
+    other = type(space)((1, 4, 4), space.classes, space.mean, space.std)
+    save_samples(tmp_path / "samples", Samples(torch.zeros(4, 1, 4, 4), torch.zeros(4, 3), other))
+    with pytest.raises(DataError, match=r"\[1, 4, 4\] for teachers that see \[1, 8, 8\]"):
+        run(inputs, context())
+    fewer = type(space)(space.shape, ("a", "b"), space.mean, space.std)
+    save_samples(tmp_path / "samples", Samples(torch.zeros(4, 1, 8, 8), torch.zeros(4, 2), fewer))
+    with pytest.raises(DataError, match="2 classes, the teachers 3"):
+        run(inputs, context("again"))
+
+
+def test_a_loss_that_is_not_finite_is_named(inputs, context):
+    with pytest.raises(TrainingError, match=r"loss term '(kd|feed)' is (nan|inf)"):
+        run(inputs, context(), lr=100, schedule="constant", losses={"kd": {"weight": 1e30}, "feed": {}})
+
+
+@pytest.mark.parametrize(
+    ("losses", "place", "words"),
+    [
+        ({"kdd": {}}, ("losses",), "unknown loss 'kdd'. Did you mean kd?"),
+        ({"kd": {"temprature": 2}}, ("losses", "kd", "temprature"), "Did you mean temperature?"),
+        ({"feed": {"weight": -1}}, ("losses", "feed", "weight"), "greater than or equal to 0"),
+        ({}, ("losses",), "at least 1"),
+    ],
+)
+def test_losses_are_checked_at_their_place(losses, place, words):
+    with pytest.raises(ValidationError) as caught:
+        DistillParams(**{**FAST, "losses": losses})
+    (error,) = caught.value.errors()
+    assert error["loc"] == place
+    assert words in error["msg"]
+
+
+def test_an_empty_value_means_defaults():
+    parameters = DistillParams(**{**FAST, "losses": {"kd": None}}).loss_parameters()
+    assert parameters["kd"].temperature == 4
