@@ -137,6 +137,7 @@ class Report(_Entry):
     pipeline: str
     seed: int | None = None
     status: str
+    interrupted: bool = False
     seconds: float | None = None
     kdpipe_version: str | None = None
     started: str | None = None

@@ -138,20 +138,18 @@ def summary(report: Report, counts: Counter[str]) -> str:
     all_gates = [gate for target in report.targets for gate in target.gates]
     broken = sum(not gate.passed for gate in all_gates)
     parts = []
+    if report.interrupted:
+        parts.append("The run was interrupted")
     if counts["failed"]:
-        parts.append(f"{plural(counts['failed'], 'stage')} failed" + _skipped(counts))
-    elif report.status == "interrupted":
-        parts.append("The run was interrupted" + _skipped(counts))
-    else:
+        parts.append(f"{plural(counts['failed'], 'stage')} failed")
+    if counts["skipped"]:
+        parts.append(f"{plural(counts['skipped'], 'stage')} skipped")
+    if not parts:
         parts.append(f"All {plural(len(report.stages), 'stage')} finished" if len(report.stages) > 1 else "Finished")
     if all_gates:
         held = "every gate holds" if not broken else f"{broken} of {plural(len(all_gates), 'gate')} broken"
         parts.append(held)
     return "; ".join(parts) + "."
-
-
-def _skipped(counts: Counter[str]) -> str:
-    return f", {counts['skipped']} skipped" if counts["skipped"] else ""
 
 
 def tiles(report: Report, counts: Counter[str]) -> tuple[Tile, ...]:

@@ -149,6 +149,12 @@ def test_failed_run_leads_with_what_went_wrong():
     assert [details.get("class") for details in page.all("details") if "open" in details] == ["stage is-failed"]
 
 
+def test_interrupted_run_says_so():
+    report = sample("minimal") | {"status": "failed", "interrupted": True}
+    report["stages"].append({"name": "late", "uses": "distill", "status": "skipped", "metrics": {}, "outputs": {}})
+    assert "The run was interrupted; 1 stage skipped." in render(report).text
+
+
 def test_page_without_targets_says_so():
     assert "Nothing was validated in this run" in render(sample("minimal")).text
 
