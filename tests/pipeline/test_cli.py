@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kdpipe.pipeline.cli import main
 from kdpipe.pipeline.cli_words import spread_names
 from kdpipe.pipeline.data_source import split_directory
 from kdpipe.pipeline.store import Store
@@ -17,16 +19,31 @@ from kdpipe.targets.errors import UsageError
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def kdpipe(*words: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "kdpipe.pipeline.cli", *words],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env={**os.environ, "COLUMNS": "200", **environment},
-        timeout=120,
-        check=False,
-    )
+@dataclass
+class Done:
+    """What a command printed, and its exit code."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def kdpipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """Run a command line in this process, in a folder."""
+
+    def run(*words: str, folder: Path, **environment: str) -> Done:
+        monkeypatch.chdir(folder)
+        for name, value in {"COLUMNS": "200", **environment}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", ["kdpipe", *words])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as done:
+            main()
+        printed = capsys.readouterr()
+        return Done(int(done.value.code or 0), printed.out, printed.err)
+
+    return run
 
 
 def toy_run(toy: Any, *words: str) -> tuple[int, str, str]:
@@ -65,13 +82,13 @@ def test_planning_loads_no_torch(tmp_path: Path) -> None:
 COMMANDS = ["run", "plan", "export", "validate", "report", "ls", "schema", "doctor", "init"]
 
 
-def test_the_promised_commands_are_there(tmp_path: Path) -> None:
+def test_the_promised_commands_are_there(kdpipe: Any, tmp_path: Path) -> None:
     text = kdpipe("--help", folder=tmp_path).stdout
     assert all(f"  {command} " in text for command in COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_each_command_has_help(tmp_path: Path, command: str) -> None:
+def test_each_command_has_help(kdpipe: Any, tmp_path: Path, command: str) -> None:
     done = kdpipe(command, "--help", folder=tmp_path)
     assert done.returncode == 0
     assert f"Usage: kdpipe {command}" in done.stdout
@@ -100,7 +117,9 @@ def test_each_command_has_help(tmp_path: Path, command: str) -> None:
         (["init"], "is there already"),
     ],
 )
-def test_a_wrong_command_line_ends_with_2_and_no_traceback(tmp_path: Path, words: list[str], message: str) -> None:
+def test_a_wrong_command_line_ends_with_2_and_no_traceback(
+    kdpipe: Any, tmp_path: Path, words: list[str], message: str
+) -> None:
     (tmp_path / "pipeline.yaml").write_text((ROOT / "pipeline.yaml").read_text(encoding="utf-8"))
     done = kdpipe(*words, folder=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
@@ -108,7 +127,7 @@ def test_a_wrong_command_line_ends_with_2_and_no_traceback(tmp_path: Path, words
     assert "Traceback" not in done.stderr
 
 
-def test_all_mistakes_of_a_file_are_printed(tmp_path: Path) -> None:
+def test_all_mistakes_of_a_file_are_printed(kdpipe: Any, tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_text("kdpipe: 1\nname: x\nstages:\n  a: {uses: distil}\n  b: {uses: exprt}\n")
     done = kdpipe("run", "p.yaml", folder=tmp_path)
     assert done.returncode == 2
@@ -120,7 +139,7 @@ def test_all_mistakes_of_a_file_are_printed(tmp_path: Path) -> None:
     assert not (tmp_path / ".kdpipe").exists()
 
 
-def test_init_writes_the_projects_own_pipeline(tmp_path: Path) -> None:
+def test_init_writes_the_projects_own_pipeline(kdpipe: Any, tmp_path: Path) -> None:
     done = kdpipe("init", folder=tmp_path)
     assert done.returncode == 0
     written = (tmp_path / "pipeline.yaml").read_text(encoding="utf-8")
@@ -132,7 +151,7 @@ def test_init_writes_the_projects_own_pipeline(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["stages", "models", "targets", "devices", "losses", "data"])
-def test_ls(tmp_path: Path, what: str) -> None:
+def test_ls(kdpipe: Any, tmp_path: Path, what: str) -> None:
     rows = json.loads(kdpipe("ls", what, "--json", folder=tmp_path).stdout)
     assert rows
     assert all(row["name"] and row["summary"] for row in rows)
@@ -140,7 +159,7 @@ def test_ls(tmp_path: Path, what: str) -> None:
     assert all(row["name"] in table for row in rows)
 
 
-def test_doctor(tmp_path: Path) -> None:
+def test_doctor(kdpipe: Any, tmp_path: Path) -> None:
     done = kdpipe("doctor", "--json", folder=tmp_path)
     assert done.returncode == 0
     findings = {finding["name"]: finding for finding in json.loads(done.stdout)}
@@ -148,14 +167,14 @@ def test_doctor(tmp_path: Path) -> None:
     assert 'pip install "kdpipe[mcu]"' in findings["unicorn"]["remedy"]
 
 
-def test_doctor_says_how_to_get_what_is_missing(tmp_path: Path) -> None:
+def test_doctor_says_how_to_get_what_is_missing(kdpipe: Any, tmp_path: Path) -> None:
     # An empty PATH: no compiler is found.
     text = kdpipe("doctor", folder=tmp_path, PATH=str(tmp_path)).stdout
     assert "missing" in text
     assert "apt install gcc-arm-none-eabi" in text
 
 
-def test_schema_is_json(tmp_path: Path) -> None:
+def test_schema_is_json(kdpipe: Any, tmp_path: Path) -> None:
     done = kdpipe("schema", folder=tmp_path)
     assert json.loads(done.stdout)["title"] == "kdpipe pipeline"
 
@@ -225,7 +244,7 @@ def test_data_by_name_is_made_once(toy: Any) -> None:
         split_directory("nothing", store, toy.registry)
 
 
-def test_report_rebuilds_the_pages_and_prints_the_summary(toy: Any) -> None:
+def test_report_rebuilds_the_pages_and_prints_the_summary(kdpipe: Any, toy: Any) -> None:
     toy.run("stages.host.gates.accuracy=0.99")
     (toy.out / "report.html").unlink()
     done = kdpipe("report", str(toy.out), folder=toy.folder)
