@@ -56,17 +56,19 @@ class TensorBatches:
             yield tuple(tensor if self._device is None else tensor.to(self._device) for tensor in batch)
 
 
-def shift(pixels: int, *, fill: float = 0) -> Augmentation:
+def shift(pixels: int, *, fill: Sequence[float] = (0,)) -> Augmentation:
     """Return the augmentation that moves each image by up to `pixels` in both directions.
 
     Args:
         pixels: at least 0; each of the (2 * pixels + 1)**2 moves is equally likely.
-        fill: what moves in from outside.
+        fill: what moves in from outside: a number for all channels, or one for each.
     """
 
     def apply(images: Tensor, generator: torch.Generator) -> Tensor:
         count, channels, height, width = images.shape
-        padded = torch.nn.functional.pad(images, (pixels,) * 4, value=fill)
+        outside = torch.tensor(fill, dtype=images.dtype).view(1, -1, 1, 1)
+        padded = outside.expand(count, channels, height + 2 * pixels, width + 2 * pixels).clone()
+        padded[:, :, pixels : pixels + height, pixels : pixels + width] = images
         moves = torch.randint(0, 2 * pixels + 1, (2, count, 1), generator=generator)
         rows = (moves[0] + torch.arange(height))[:, None, :, None]
         columns = (moves[1] + torch.arange(width))[:, None, None, :]

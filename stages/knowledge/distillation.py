@@ -72,12 +72,12 @@ def distill(params: DistillParams, inputs: Inputs, context: StageContext) -> Out
         cached = cache_outputs(teachers, taps, data.images, limit_mib=params.cache_mib)
     context.log("the teachers' outputs are " + ("cached" if cached is not None else "computed for each batch"))
     labels = data.labels if data.labels is not None else torch.full((len(data.images),), -1)
-    fill = -min(mean / std for mean, std in zip(teachers.space.mean, teachers.space.std, strict=True))
+    black = [-mean / std for mean, std in zip(teachers.space.mean, teachers.space.std, strict=True)]
     batches = TensorBatches(
         [data.images, labels, *(cached or [])],
         params.batch_size,
         torch.Generator().manual_seed(derive_seed(context.seed, "batches")),
-        augment=shift(params.shift, fill=fill) if params.shift else None,
+        augment=shift(params.shift, fill=black) if params.shift else None,
         device=device,
     )
     weights = {name: entry.weight for name, entry in params.loss_parameters().items()}

@@ -36,8 +36,9 @@ def synthesize(params: SynthesizeParams, inputs: Inputs, context: StageContext) 
     with seeded(derive_seed(context.seed, "generator")):
         generator = Generator(teachers.space.shape, channels=params.channels, latent=params.latent).to(device)
     noise = torch.Generator().manual_seed(derive_seed(context.seed, "noise"))
-    images, history = train_generator(generator, teachers, params, noise, context)
-    logits = predict(teachers, images)
+    with seeded(derive_seed(context.seed, "training")):
+        images, history = train_generator(generator, teachers, params, noise, context)
+        logits = predict(teachers, images)
     # of all images: the choice below would make a collapse look balanced
     entropy = class_entropy(logits)
     if entropy < params.collapse_below:

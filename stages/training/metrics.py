@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     """Return the share, in [0, 1], of rows of [N, K] whose largest logit is at the label [N]."""
-    return float((logits.argmax(dim=1) == labels).float().mean())
+    return int((logits.argmax(dim=1) == labels).sum()) / len(labels)
 
 
 @torch.no_grad()

@@ -36,7 +36,7 @@ def test_lengths_must_agree():
 
 def test_shift_moves_each_image_and_fills():
     images = torch.arange(1, 10).view(1, 1, 3, 3).repeat(400, 1, 1, 1)
-    moved = shift(1, fill=-5)(images, generator())
+    moved = shift(1, fill=(-5,))(images, generator())
     padded = torch.nn.functional.pad(images[:1], (1, 1, 1, 1), value=-5)[0, 0]
     allowed = {tuple(padded[y : y + 3, x : x + 3].flatten().tolist()) for y in range(3) for x in range(3)}
     seen = {tuple(image.flatten().tolist()) for image in moved}
@@ -47,3 +47,8 @@ def test_shift_moves_each_image_and_fills():
 def test_shift_by_nothing_changes_nothing():
     images = torch.randint(0, 255, (5, 3, 4, 6), dtype=torch.uint8)
     assert torch.equal(shift(0)(images, generator()), images)
+
+
+def test_each_channel_is_filled_with_its_own_value():
+    moved = shift(1, fill=(10, 20))(torch.zeros(200, 2, 1, 1), generator())
+    assert {tuple(image.flatten().tolist()) for image in moved} == {(0, 0), (10, 20)}

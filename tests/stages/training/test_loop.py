@@ -39,8 +39,8 @@ def test_the_schedule_multiplies_every_groups_own_rate():
     optimizer = torch.optim.SGD([{"params": [a], "lr": 1.0}, {"params": [b], "lr": 10.0}])
     train(batches(8, 4), lambda batch: {"loss": a + b}, optimizer, cosine, epochs=2)
     moved = sum(cosine(i / 4) for i in range(4))
-    assert math.isclose(float(a), -moved, rel_tol=1e-6)
-    assert math.isclose(float(b), -10 * moved, rel_tol=1e-6)
+    assert math.isclose(a.item(), -moved, rel_tol=1e-6)
+    assert math.isclose(b.item(), -10 * moved, rel_tol=1e-6)
 
 
 def test_a_loss_that_is_not_finite_names_term_and_step_and_changes_nothing():
@@ -54,7 +54,7 @@ def test_a_loss_that_is_not_finite_names_term_and_step_and_changes_nothing():
 
     with pytest.raises(TrainingError, match=r"'broken' is nan at step 3 \(epoch 2\)"):
         train(batches(8, 4), loss, torch.optim.SGD([w], lr=1.0), constant, epochs=2)
-    assert float(w) == 1
+    assert w.item() == 1
 
 
 def test_nothing_to_train_on():
