@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from kdpipe.targets.graph import IntegerGraph
 from kdpipe.targets.registry import Registry
 
-ExportFunction = Callable[[IntegerGraph, Path], list[Path]]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kdpipe.targets.graph import IntegerGraph
+
+    ExportFunction = Callable[[IntegerGraph, Path], list[Path]]
 
 
 @dataclass(frozen=True)

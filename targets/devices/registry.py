@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-from kdpipe.targets.devices.base import Device
 from kdpipe.targets.registry import Registry
+
+if TYPE_CHECKING:  # NumPy comes with it, and pipeline files are checked without
+    from kdpipe.targets.devices.base import Device
 
 
 @dataclass(frozen=True)
