@@ -51,7 +51,9 @@ def split_directory(name: str, store: Store, stages: StageRegistry = STAGES) -> 
         gates={},
         seed=0,
     )
-    spec = Spec("data-by-name", 0, "auto", Path.cwd(), {node.name: node})
+    spec = Spec(
+        name="data-by-name", seed=0, accelerator="auto", threads=None, folder=Path.cwd(), stages={node.name: node}
+    )
     result = run_stages(spec, store, [])
     if result.interrupted:
         raise KeyboardInterrupt

@@ -91,6 +91,11 @@ class RunContext:
         """Where to train: `auto`, `cpu`, `cuda` or `mps`."""
         return self._spec.accelerator
 
+    @property
+    def threads(self) -> int | None:
+        """How many threads of the CPU train, or None for as many as torch likes."""
+        return self._spec.threads
+
     def output(self, name: str) -> Path:
         """Return the directory that the output `name` is written into: empty at the first call.
 

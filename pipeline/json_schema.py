@@ -9,7 +9,7 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from kdpipe.pipeline.gates import GATES
 from kdpipe.pipeline.parameters import input_fields
-from kdpipe.pipeline.spec import ACCELERATORS, FORMAT, MAX_SEED, NAME_PATTERN
+from kdpipe.pipeline.spec import ACCELERATORS, FORMAT, MAX_SEED, MAX_THREADS, NAME_PATTERN
 from kdpipe.stages.base import Stage
 from kdpipe.stages.registry import STAGES, StageRegistry
 
@@ -45,6 +45,13 @@ def pipeline_schema(stages: StageRegistry = STAGES) -> dict[str, Any]:
             "name": {"type": "string", "pattern": f"^{NAME_PATTERN}$", "description": "the pipeline's name"},
             "seed": {**_SEED, "default": 0},
             "accelerator": {"enum": list(ACCELERATORS), "default": "auto", "description": "where to train"},
+            "threads": {
+                "type": ["integer", "null"],
+                "minimum": 1,
+                "maximum": MAX_THREADS,
+                "default": None,
+                "description": "how many threads of the CPU train; null: as many as torch likes",
+            },
             "data": _section([(name, stage, parameters[stage.params]) for name, stage in stages.all_sources()]),
             "stages": {
                 **_section([(name, stage, parameters[stage.params]) for name, stage in stages.all_stages()]),

@@ -37,6 +37,7 @@ def key_parts(spec: Spec, stage: StageSpec, fingerprints: SourceFingerprints) ->
         "files": files,
         "seed": stage.seed,
         "accelerator": spec.accelerator,
+        "threads": spec.threads,
         "code": dict(fingerprints.of(stage.module)),
         "libraries": library_versions(stage.stage.libraries),
     }
@@ -73,9 +74,9 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     if old_inputs is not None and new_inputs is not None:
         said += [f"input {name} changed" for name in _differing(old_inputs, new_inputs)]
     said += [f"file {name} changed" for name in _differing(old.get("files", {}), new["files"])]
-    for name in ("seed", "accelerator"):
-        if old.get(name) != new[name]:
-            said.append(f"{name} {old.get(name)} -> {new[name]}")
+    for name in ("seed", "accelerator", "threads"):
+        if old.get(name) != new.get(name):
+            said.append(f"{name} {old.get(name)} -> {new.get(name)}")
     if modules := _differing(old.get("code", {}), new["code"]):
         shown = ", ".join(modules[:_MAX_CHANGES]) + (" ..." if len(modules) > _MAX_CHANGES else "")
         said.append(f"code changed: {shown}")

@@ -40,6 +40,7 @@ def read_files(params: BaseModel, path: KeyPath = ()) -> Iterator[tuple[KeyPath,
 def parameter_problems(stage: Stage, values: Mapping[str, Any], error: ValidationError) -> Iterator[_Complaint]:
     """Yield (path, whether the key is meant rather than the value, message, remedy) for each of pydantic's errors."""
     seen = set()
+    inputs = input_fields(stage.params)
     for detail in error.errors(include_url=False):
         path = _existing_path(values, detail["loc"])
         if detail["type"] == "missing":
@@ -50,11 +51,17 @@ def parameter_problems(stage: Stage, values: Mapping[str, Any], error: Validatio
             yield path, True, f"unknown key {str(path[-1])!r}", did_you_mean(str(path[-1]), known)
         else:
             message = _message(detail["msg"], detail.get("input"))
+            if detail["loc"][:1] and detail["loc"][0] in inputs and detail["type"] in _REFERENCE_TYPES:
+                message = f"must be {_REFERENCE_TYPES[detail['type']]}, found {_shown(detail.get('input'))}"
             if (path, message) not in seen:
                 yield path, False, message, None
             seen.add((path, message))
 
 
+_REFERENCE_TYPES = {
+    "string_type": "a reference such as ${STAGE.OUTPUT}",
+    "tuple_type": "a list of references such as [${STAGE.OUTPUT}]",
+}
 _Complaint = tuple[KeyPath, bool, str, str | None]
 
 

@@ -23,7 +23,8 @@ from kdpipe.targets.errors import KdpipeError, did_you_mean
 FORMAT = 1
 MAX_SEED = 2**31
 ACCELERATORS = ("auto", "cpu", "cuda", "mps")
-TOP_KEYS = ("kdpipe", "name", "seed", "accelerator", "data", "stages")
+MAX_THREADS = 1024
+TOP_KEYS = ("kdpipe", "name", "seed", "accelerator", "threads", "data", "stages")
 NAME_PATTERN = "[A-Za-z][A-Za-z0-9_-]{0,63}"
 """Names become folders, log lines and parts of references."""
 
@@ -73,6 +74,7 @@ class Spec:
         name: the pipeline's name.
         seed: of every stage that has none of its own.
         accelerator: auto, cpu, cuda or mps.
+        threads: of the CPU that train, or None for as many as torch likes.
         folder: where pipeline.yaml lies; files are named relative to it.
         stages: data sources and stages by name, in the order of execution.
     """
@@ -80,6 +82,7 @@ class Spec:
     name: str
     seed: int
     accelerator: str
+    threads: int | None
     folder: Path
     stages: Mapping[str, StageSpec]
 
@@ -145,6 +148,11 @@ class _Checker:
             self._value_problem(
                 ("accelerator",), f"unknown accelerator {accelerator!r}", f"Known: {', '.join(ACCELERATORS)}"
             )
+        threads = data.get("threads")
+        if threads is not None and (type(threads) is not int or not 1 <= threads <= MAX_THREADS):
+            self._value_problem(
+                ("threads",), f"not a number of threads: {threads!r}", f"Give an integer from 1 to {MAX_THREADS}"
+            )
         drafts = {draft.name: draft for draft in self._drafts(data)}
         for draft in drafts.values():
             self._parameters(draft)
@@ -161,7 +169,7 @@ class _Checker:
             return None
         specs = {name: _finish(draft, wires[name], outputs, gates[name], seeds[name]) for name, draft in drafts.items()}
         order = execution_order({name: spec.needs for name, spec in specs.items()})
-        return Spec(name, seed, accelerator, self._folder, {name: specs[name] for name in order})
+        return Spec(name, seed, accelerator, threads, self._folder, {name: specs[name] for name in order})
 
     def _key_problem(self, path: KeyPath, message: str, remedy: str | None = None) -> None:
         self._add(Problem(self._document.key_place(path), path, message, remedy))

@@ -46,6 +46,7 @@ def change(document: Any, path: str, value: Any) -> Any:
         ("nme", "x"),
         ("seed", -1),
         ("accelerator", "gpu"),
+        ("threads", 0),
         ("stages", {}),
         ("stages.teachers.uses", "teacher"),
         ("stages.teachers.epoch", 3),

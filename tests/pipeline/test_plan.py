@@ -73,6 +73,7 @@ def test_the_seed_and_the_accelerator_are_named(toy: Any) -> None:
     assert found["teacher"] == ("seed 0 -> 1",)
     assert "data.digits" not in found
     assert reasons(toy, "accelerator=cpu")["data.digits"] == ("accelerator auto -> cpu",)
+    assert reasons(toy, "threads=2")["data.digits"] == ("threads None -> 2",)
 
 
 def test_changed_code_is_named_but_comments_and_docstrings_are_no_change(toy: Any) -> None:

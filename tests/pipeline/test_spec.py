@@ -180,14 +180,14 @@ BAD: dict[str, tuple[str, int, int, str, str | None]] = {
         LEARN + "  b: {uses: round, network: ['${a}']}\n",
         7,
         29,
-        "must be a valid string",
+        "must be a reference such as ${STAGE.OUTPUT}, found ['${a}']",
         None,
     ),
     "a word where a list is taken": (
         LEARN + "  b: {uses: combine, networks: '${a}'}\n",
         7,
         32,
-        "must be a valid tuple",
+        "must be a list of references such as",
         None,
     ),
     "itself": (
@@ -292,6 +292,20 @@ BAD: dict[str, tuple[str, int, int, str, str | None]] = {
         14,
         "unknown accelerator 'gpu'",
         "Known: auto, cpu, cuda, mps",
+    ),
+    "threads": (
+        "kdpipe: 1\nname: t\nthreads: 0\nstages: {a: {uses: mischief}}",
+        3,
+        10,
+        "not a number of threads: 0",
+        "Give an integer from 1 to 1024",
+    ),
+    "threads as a truth value": (
+        "kdpipe: 1\nname: t\nthreads: true\nstages: {a: {uses: mischief}}",
+        3,
+        10,
+        "not a number of threads: True",
+        "Give an integer from 1 to 1024",
     ),
 }
 
