@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from kdpipe.stages.artifacts import ImageSpace, Split, load_network, load_split, normalize
 from kdpipe.stages.base import TargetRecord
 from kdpipe.stages.training.ensemble import TeacherEnsemble
+from kdpipe.stages.training.device import limited_threads
 from kdpipe.targets.artifact import read_artifact
 from kdpipe.targets.devices.base import Device
 from kdpipe.targets.devices.formats import format_of, refuse_format
@@ -280,7 +280,7 @@ def _validate_float(
     artifact: Path, device_name: str, data: Split, baseline_accuracy: float | None, progress: Progress | None
 ) -> TargetRecord:
     network = _load_float(artifact, data)
-    with _torch_threads(THREADS):
+    with limited_threads(THREADS):
         measured = measure_session(network, _images(network, data), progress)
     return TargetRecord(
         format="torch",
@@ -291,13 +291,3 @@ def _validate_float(
         baseline_accuracy=baseline_accuracy,
         latency_ms=_latency(measured.latency_ms),
     )
-
-
-@contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

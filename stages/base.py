@@ -67,6 +67,11 @@ class StageContext(Protocol):
         """Where to train: `auto`, `cpu`, `cuda` or `mps`."""
         ...
 
+    @property
+    def threads(self) -> int | None:
+        """How many threads of the CPU train, or None for as many as torch likes."""
+        ...
+
     def output(self, name: str) -> Path:
         """Return the empty directory that the output `name` is to be written into."""
         ...

@@ -56,8 +56,10 @@ def outputs(params: Any) -> Mapping[str, str]:
 def run(params: DistillParams, inputs: Inputs, context: StageContext) -> Outcome:
     """Train the student and write it."""
     from kdpipe.stages.knowledge.distillation import distill
+    from kdpipe.stages.training.device import limited_threads
 
-    return distill(params, inputs, context)
+    with limited_threads(context.threads):
+        return distill(params, inputs, context)
 
 
 STAGE = Stage(

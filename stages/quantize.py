@@ -98,8 +98,10 @@ def outputs(params: Any) -> Mapping[str, str]:
 def run(params: QuantizeParams, inputs: Inputs, context: StageContext) -> Outcome:
     """Train the quantized network, lower it, and write both."""
     from kdpipe.stages.quantization.training import quantize
+    from kdpipe.stages.training.device import limited_threads
 
-    return quantize(params, inputs, context)
+    with limited_threads(context.threads):
+        return quantize(params, inputs, context)
 
 
 STAGE = Stage(

@@ -48,8 +48,10 @@ def outputs(params: Any) -> Mapping[str, str]:
 def run(params: SynthesizeParams, inputs: Inputs, context: StageContext) -> Outcome:
     """Train a generator against the teachers and keep images from along its way."""
     from kdpipe.stages.synthesis.dafl import synthesize
+    from kdpipe.stages.training.device import limited_threads
 
-    return synthesize(params, inputs, context)
+    with limited_threads(context.threads):
+        return synthesize(params, inputs, context)
 
 
 STAGE = Stage(

@@ -18,6 +18,7 @@ class FolderContext:
         self.root = root
         self.seed = seed
         self.accelerator = "cpu"
+        self.threads = 1
         self.reports: list[tuple[int, int, str, dict[str, float]]] = []
         self.lines: list[str] = []
 

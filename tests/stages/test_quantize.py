@@ -38,7 +38,7 @@ class Context:
     """Records what a stage reports."""
 
     def __init__(self, root: Path, seed: int = 0) -> None:
-        self.root, self.seed, self.accelerator = root, seed, "cpu"
+        self.root, self.seed, self.accelerator, self.threads = root, seed, "cpu", 1
         self.reports: list[tuple[int, int]] = []
 
     def output(self, name: str) -> Path:
