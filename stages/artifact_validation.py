@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from kdpipe.stages.artifacts import ImageSpace, Split, load_network, load_split, normalize
 from kdpipe.stages.base import TargetRecord
-from kdpipe.stages.training.ensemble import TeacherEnsemble
 from kdpipe.stages.training.device import limited_threads
+from kdpipe.stages.training.ensemble import TeacherEnsemble
 from kdpipe.targets.artifact import read_artifact
 from kdpipe.targets.devices.base import Device
 from kdpipe.targets.devices.formats import format_of, refuse_format

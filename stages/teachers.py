@@ -64,8 +64,8 @@ def outputs(params: Any) -> Mapping[str, str]:
 
 def run(params: TeachersParams, inputs: Inputs, context: StageContext) -> Outcome:
     """Train or load every member, write the ensemble, and measure it on `validation`."""
-    from kdpipe.stages.training.teachers import make_ensemble
     from kdpipe.stages.training.device import limited_threads
+    from kdpipe.stages.training.teachers import make_ensemble
 
     with limited_threads(context.threads):
         return make_ensemble(params, inputs, context)

@@ -7,10 +7,16 @@ from kdpipe.targets.errors import UsageError
 
 def test_threads_are_limited_and_put_back_even_after_an_error() -> None:
     before = torch.get_num_threads()
-    with pytest.raises(ZeroDivisionError), limited_threads(before + 1):
-        assert torch.get_num_threads() == before + 1
-        _ = 1 / 0
-    assert torch.get_num_threads() == before
+    seen = []
+
+    def fail() -> None:
+        with limited_threads(before + 1):
+            seen.append(torch.get_num_threads())
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        fail()
+    assert (seen, torch.get_num_threads()) == ([before + 1], before)
     with limited_threads(None):
         assert torch.get_num_threads() == before
 
