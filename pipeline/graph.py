@@ -76,6 +76,19 @@ def _dangling(wire: Wire, outputs: Mapping[str, Mapping[str, str] | None]) -> tu
     return None
 
 
+def kinds_by_field(
+    wires: Sequence[Wire], outputs: Mapping[str, Mapping[str, str] | None]
+) -> dict[str, tuple[str, ...]]:
+    """Return the kinds of what each input field is handed, as far as the references lead somewhere."""
+    kinds: dict[str, tuple[str, ...]] = {}
+    for wire in wires:
+        known = outputs.get(wire.reference.stage)
+        if known is not None and _dangling(wire, outputs) is None:
+            kind = known[wire.reference.output] if wire.reference.output is not None else next(iter(known.values()))
+            kinds[wire.field] = (*kinds.get(wire.field, ()), kind)
+    return kinds
+
+
 def _misfit(wire: Wire, known: Mapping[str, str] | None, data_free: bool) -> tuple[str, str | None] | None:
     """Return what is wrong with handing the named output to the field."""
     if known is None:

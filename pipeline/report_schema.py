@@ -77,7 +77,7 @@ class LatencyReport(_Strict):
 class ParityReport(_Strict):
     """An artifact's outputs compared with those of the integer reference."""
 
-    max_step_difference: float | None
+    max_step_difference: int | None
     top1_agreement: float | None
     first_divergent_layer: str | None
 

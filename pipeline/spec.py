@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from kdpipe.pipeline.gates import GATES
-from kdpipe.pipeline.graph import Wire, check_wiring, execution_order
+from kdpipe.pipeline.graph import Wire, check_wiring, execution_order, kinds_by_field
 from kdpipe.pipeline.parameters import RESERVED, input_fields, parameter_problems, read_files
 from kdpipe.pipeline.problems import KeyPath, Problem, SpecError
 from kdpipe.pipeline.references import Reference, looks_like_reference, parse_reference
@@ -161,6 +161,11 @@ class _Checker:
         data_free = {name for name, draft in drafts.items() if draft.stage.data_free}
         for path, message, remedy in check_wiring(wires, outputs, data_free):
             self._value_problem(path, message, remedy)
+        for draft in drafts.values():
+            if draft.params is not None:
+                kinds = kinds_by_field(wires[draft.name], outputs)
+                for field, message, remedy in draft.stage.complaints(draft.params, kinds):
+                    self._value_problem((*draft.path, field), message, remedy)
         gates = {draft.name: self._gates(draft) for draft in drafts.values()}
         seeds = {
             draft.name: self._seed((*draft.path, "seed"), draft.values.get("seed", seed)) for draft in drafts.values()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -143,6 +143,15 @@ Inputs = Mapping[str, Any]
 RunFunction = Callable[[Any, Inputs, StageContext], Outcome]
 
 
+Complaint = tuple[str, str, str | None]
+"""A mistake in a stage's parameters: the field at fault, the message, and the remedy or None."""
+
+
+def no_complaints(params: Any, kinds: Mapping[str, tuple[str, ...]]) -> Iterable[Complaint]:
+    """Find nothing wrong: the check of a stage all of whose inputs go with all of its parameters."""
+    return ()
+
+
 @dataclass(frozen=True)
 class Stage:
     """A kind of stage that pipeline.yaml can name under `uses`.
@@ -157,6 +166,8 @@ class Stage:
         data_free: whether it must never be handed real data (an artifact of kind `split`), even indirectly named.
         libraries: distributions whose version belongs to the stage's key.
         validates: whether it returns a TargetRecord, so that gates may be declared on it.
+        complaints: given the parameters and the kinds of what each input field is handed, what doesn't go together;
+            asked before anything runs.
     """
 
     name: str
@@ -167,3 +178,4 @@ class Stage:
     data_free: bool = False
     libraries: tuple[str, ...] = ("torch",)
     validates: bool = False
+    complaints: Callable[[Any, Mapping[str, tuple[str, ...]]], Iterable[Complaint]] = no_complaints

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from kdpipe.stages.base import Accepts, Inputs, Outcome, Stage, StageContext, StageParams, TargetRecord
+from kdpipe.stages.base import Accepts, Complaint, Inputs, Outcome, Stage, StageContext, StageParams, TargetRecord
+from kdpipe.targets.devices.formats import format_of_kind
 from kdpipe.targets.devices.registry import DEVICES
 from kdpipe.targets.errors import did_you_mean
 
@@ -39,6 +40,15 @@ class ValidateParams(StageParams):
         if device not in DEVICES:
             raise ValueError(f"unknown device {device!r}. {did_you_mean(device, DEVICES)}")
         return device
+
+
+def complaints(params: ValidateParams, kinds: Mapping[str, tuple[str, ...]]) -> Iterator[Complaint]:
+    """Complain of a device that can't run the artifact."""
+    for kind in kinds.get("artifact", ()):
+        artifact_format = format_of_kind(kind)
+        formats = DEVICES[params.device].formats
+        if artifact_format not in formats:
+            yield "device", f"the device {params.device} can't run {kind}", f"It runs {', '.join(formats)}"
 
 
 def run(params: ValidateParams, inputs: Inputs, context: StageContext) -> Outcome:
@@ -82,8 +92,7 @@ def validate_artifact(
         progress: called as progress(done, total), images both.
 
     Raises:
-        UsageError: the device is unknown, or the reference is another network's.
-        UnsupportedError: the device can't run this format.
+        UsageError: the device is unknown or can't run this format, or the reference is another network's.
         ArtifactError: a directory does not hold what it must.
         DataError: the images or classes don't fit the artifact.
         DeviceError: a compiler, runtime or emulator failed.
@@ -115,4 +124,5 @@ STAGE = Stage(
     run=run,
     libraries=("ai-edge-litert", "numpy", "onnxruntime", "openvino", "torch", "unicorn", "ziglang"),
     validates=True,
+    complaints=complaints,
 )

@@ -91,7 +91,7 @@ class Latency(_Entry):
 class Parity(_Entry):
     """An artifact against the integer reference."""
 
-    max_step_difference: float | None = None
+    max_step_difference: int | None = None
     top1_agreement: float | None = None
     first_divergent_layer: str | None = None
 

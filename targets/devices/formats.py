@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from kdpipe.targets.artifact import FILE, read_artifact
-from kdpipe.targets.errors import ArtifactError, UnsupportedError
+from kdpipe.targets.errors import ArtifactError, UsageError
 from kdpipe.targets.graph_files import STRUCTURE_FILE
 
 _BY_FILE = {
@@ -33,11 +33,16 @@ def format_of(artifact: Path) -> str:
     )
 
 
+def format_of_kind(kind: str) -> str:
+    """Return the format of a kind of artifact: its own name, or torch for float networks."""
+    return "torch" if kind in ("network", "ensemble") else kind
+
+
 def refuse_format(device: str, artifact_format: str, formats: tuple[str, ...]) -> NoReturn:
     """Say that a device can't run a format, and what it can.
 
     Raises:
-        UnsupportedError: always.
+        UsageError: always.
     """
     runs = "torch networks" if artifact_format == "torch" else artifact_format
-    raise UnsupportedError(f"the device {device} can't run {runs}", remedy=f"It runs {', '.join(formats)}")
+    raise UsageError(f"the device {device} can't run {runs}", remedy=f"It runs {', '.join(formats)}")

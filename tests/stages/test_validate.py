@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from kdpipe.pipeline.problems import SpecError
+from kdpipe.pipeline.spec import load_spec
 from kdpipe.stages import validate
 from kdpipe.stages.artifacts import (
     ImageSpace,
@@ -22,7 +24,7 @@ from kdpipe.stages.artifacts import (
 from kdpipe.stages.base import Artifact
 from kdpipe.stages.validate import ValidateParams, validate_artifact
 from kdpipe.targets import reference
-from kdpipe.targets.errors import ArtifactError, DataError, UnsupportedError, UsageError
+from kdpipe.targets.errors import ArtifactError, DataError, UsageError
 from kdpipe.targets.exporters import EXPORTERS
 from kdpipe.targets.graph import Conv2d, IntegerGraph, Linear, Node
 from kdpipe.targets.graph_files import save_graph
@@ -175,11 +177,11 @@ def test_float_networks_and_ensembles(network, split: Path, tmp_path: Path) -> N
 
 
 def test_what_a_device_can_not_run_is_refused(graph, network, model: Path, split: Path, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="cortex-m4 can't run onnx") as refused:
+    with pytest.raises(UsageError, match="cortex-m4 can't run onnx") as refused:
         validate_artifact(exported(graph, "onnx", tmp_path), device="cortex-m4", split=split)
     assert refused.value.remedy == "It runs c"
     save_network(folder(tmp_path, "network"), *network)
-    with pytest.raises(UnsupportedError, match="can't run torch networks"):
+    with pytest.raises(UsageError, match="can't run torch networks"):
         validate_artifact(tmp_path / "network", device="cortex-m4", split=split)
     with pytest.raises(UsageError, match="no integer reference"):
         validate_artifact(tmp_path / "network", device="host", split=split, reference=model)
@@ -229,3 +231,14 @@ def test_damaged_artifacts_are_refused(graph, model: Path, split: Path, tmp_path
     (split / "split.json").unlink()
     with pytest.raises(ArtifactError):
         validate_artifact(artifact, device="host", split=split)
+
+
+def test_a_device_that_cannot_run_the_artifact_is_found_before_anything_runs() -> None:
+    pipeline = Path(__file__).resolve().parents[2] / "pipeline.yaml"
+    with pytest.raises(SpecError) as refused:
+        load_spec(pipeline, ["stages.mcu.artifact=${export.onnx}", "stages.onnx.device=cortex-m0plus"])
+    messages = [(problem.path, problem.message) for problem in refused.value.problems]
+    assert messages == [
+        (("stages", "onnx", "device"), "the device cortex-m0plus can't run onnx"),
+        (("stages", "mcu", "device"), "the device cortex-m4 can't run onnx"),
+    ]

@@ -10,7 +10,7 @@ from kdpipe.targets import reference
 from kdpipe.targets.artifact import FILE
 from kdpipe.targets.devices import host
 from kdpipe.targets.devices.session import TIMED_RUNS
-from kdpipe.targets.errors import ArtifactError, DeviceError, KdpipeError, MissingDependencyError, UnsupportedError
+from kdpipe.targets.errors import ArtifactError, DeviceError, KdpipeError, MissingDependencyError, UsageError
 from kdpipe.targets.exporters import EXPORTERS
 from kdpipe.targets.graph_files import save_graph
 
@@ -114,5 +114,5 @@ def test_an_unknown_format_is_refused(exported, random_inputs) -> None:
     target, graph, directory = exported
     text = (directory / FILE).read_text()
     (directory / FILE).write_text(text.replace(f'"target": "{target}"', '"target": "coreml"'))
-    with pytest.raises(UnsupportedError, match="can't run coreml"):
+    with pytest.raises(UsageError, match="can't run coreml"):
         host.create().measure(directory, random_inputs(graph, 1))
