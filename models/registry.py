@@ -27,13 +27,14 @@ class ModelEntry:
         summary: one line for `kdpipe ls models`.
         constructor: "module:callable", called with `input_shape=(C, H, W)`, `classes=K` and the arguments.
         arguments: the type of the arguments.
-        feature: given the arguments, the path of the module whose output is the last convolutional feature map.
+        feature: given the arguments, the path of the module whose output is the last convolutional feature map; None
+            where it is to be found by a forward pass.
     """
 
     summary: str
     constructor: str
     arguments: type[ModelArguments]
-    feature: Callable[[Any], str]
+    feature: Callable[[Any], str] | None
 
     def build(self, *, input_shape: Sequence[int], classes: int, **arguments: Any) -> nn.Module:
         """Build the network, its weights drawn from torch's global generator (seed it before).

@@ -102,10 +102,10 @@ class NetworkDescription:
     quantization: Mapping[str, Any] | None = field(default=None)
 
     @property
-    def feature(self) -> str:
-        """The path of the module whose output is the last convolutional feature map."""
+    def feature(self) -> str | None:
+        """The path of the module whose output is the last convolutional feature map; None: its entry doesn't know."""
         entry = MODELS[self.model]
-        return entry.feature(entry.check(dict(self.arguments)))
+        return entry.feature(entry.check(dict(self.arguments))) if entry.feature is not None else None
 
 
 def normalize(images: Tensor, space: ImageSpace) -> Tensor:

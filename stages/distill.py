@@ -13,20 +13,34 @@ from kdpipe.stages.knowledge.registry import LOSSES, LossParameters
 from kdpipe.stages.training.parameters import OptimizationParams
 from kdpipe.targets.errors import UsageError
 
+LossChoice = dict[str, dict[str, Any] | None]
+
 
 class DistillParams(OptimizationParams):
     """Parameters of `distill`."""
 
-    teachers: Annotated[str, Accepts("ensemble")] = Field(description="the ensemble to learn from")
+    teachers: Annotated[str, Accepts("ensemble", "network")] = Field(
+        description="the ensemble, or the one network, to learn from"
+    )
     samples: Annotated[str, Accepts("samples", "split")] = Field(description="the images to learn on")
     model: ModelChoice = Field(description="the student")
-    losses: dict[str, dict[str, Any] | None] = Field(
+    losses: LossChoice = Field(
         default={"kd": {}}, min_length=1, description="by name of `kdpipe ls losses`, the loss's parameters"
     )
-    student_tap: str | None = Field(
-        default=None, description="module whose output feature losses see; default: the last convolutional map"
+    student_tap: str | tuple[str, ...] | None = Field(
+        default=None,
+        description="modules whose outputs feature losses see, from shallow to deep, `*` for several; "
+        "default: the last map at each resolution",
     )
-    teacher_taps: tuple[str, ...] | None = Field(default=None, description="likewise, one for each teacher")
+    teacher_taps: tuple[str | tuple[str, ...], ...] | None = Field(
+        default=None, description="likewise, one entry for each teacher"
+    )
+    generations: int = Field(
+        default=1,
+        ge=1,
+        le=100,
+        description="students trained one after the other, each after the first by the one before it alone",
+    )
     shift: int = Field(default=0, ge=0, le=16, description="augmentation: random moves of up to so many pixels")
     cache_mib: int = Field(
         default=512, ge=0, description="teachers' outputs are computed once if they need no more than this and shift=0"
@@ -34,23 +48,33 @@ class DistillParams(OptimizationParams):
 
     @field_validator("losses", mode="after")
     @classmethod
-    def _check_losses(cls, losses: dict[str, dict[str, Any] | None]) -> dict[str, dict[str, Any] | None]:
-        for name, values in losses.items():
-            try:
-                entry = LOSSES[name]
-            except UsageError as error:
-                raise ValueError(str(error)) from None
-            check_named(entry.parameters, values or {}, f"parameter of {name}", path=(name,))
-        return losses
+    def _check_losses(cls, losses: LossChoice) -> LossChoice:
+        return check_losses(losses)
 
     def loss_parameters(self) -> dict[str, LossParameters]:
         """Return the losses' parameters with their defaults, by name."""
         return {name: LOSSES[name].parameters.model_validate(values or {}) for name, values in self.losses.items()}
 
 
+def check_losses(losses: LossChoice) -> LossChoice:
+    """Return losses as YAML names them, each known and each parameter checked at its place.
+
+    Raises:
+        ValueError: a name is unknown.
+        ValidationError: a parameter is.
+    """
+    for name, values in losses.items():
+        try:
+            entry = LOSSES[name]
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+        check_named(entry.parameters, values or {}, f"parameter of {name}", path=(name,))
+    return losses
+
+
 def outputs(params: Any) -> Mapping[str, str]:
-    """Return the one output."""
-    return {"network": "network"}
+    """Return the student, and, where there are several generations, all of them as an ensemble."""
+    return {"network": "network", **({"ensemble": "ensemble"} if params.generations > 1 else {})}
 
 
 def run(params: DistillParams, inputs: Inputs, context: StageContext) -> Outcome:

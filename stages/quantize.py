@@ -43,7 +43,7 @@ class QuantizeParams(OptimizationParams):
     network: Annotated[str, Accepts("network")] = Field(description="the trained float network to start from")
     samples: Annotated[str, Accepts("samples", "split")] = Field(description="the images to train and calibrate on")
     teachers: Annotated[str | None, Accepts("ensemble")] = Field(
-        default=None, description="needed by kd on a split; samples carry the teachers' logits with them"
+        default=None, description="needed on a split by losses such as kd; samples carry the teachers' logits with them"
     )
     weight_bits: Literal[2, 3, 4, 8] = Field(default=2, description="width of the weights; 2 is ternary")
     activation_bits: int = Field(default=8, ge=2, le=8, description="width of what layers read")
@@ -56,7 +56,7 @@ class QuantizeParams(OptimizationParams):
     losses: dict[str, dict[str, Any] | None] = Field(
         default={"kd": {}, SPEQ: {}},
         min_length=1,
-        description="kd, ce and speq, each with its parameters; speq only beside another",
+        description="losses on predictions such as kd and ce, and speq, each with its parameters; speq only beside one",
     )
     epochs: int = Field(default=30, ge=1, le=100_000, description="passes over the images")
     optimizer: Literal["sgd", "adamw"] = Field(default="adamw", description="sgd has Nesterov momentum 0.9")

@@ -2,47 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from kdpipe.stages.artifacts import (
-    ImageSpace,
-    NetworkDescription,
-    build_network,
-    load_samples,
-    load_split,
-    save_network,
-)
-from kdpipe.stages.base import Artifact, Inputs, Outcome, StageContext
+from kdpipe.stages.artifacts import NetworkDescription, build_network, load_network, save_ensemble, save_network
+from kdpipe.stages.base import Artifact, Inputs, Outcome, Rows, StageContext
 from kdpipe.stages.data.batches import TensorBatches, shift
 from kdpipe.stages.distill import DistillParams
-from kdpipe.stages.knowledge.base import FeatureShapes, Knowledge
+from kdpipe.stages.knowledge.base import DistillationLoss, Knowledge, Said
+from kdpipe.stages.knowledge.coefficients import epoch_progress
+from kdpipe.stages.knowledge.images import TrainingImages, load_images
 from kdpipe.stages.knowledge.registry import LOSSES
-from kdpipe.stages.knowledge.taps import capture
-from kdpipe.stages.knowledge.teacher_outputs import (
-    TeacherOutputs,
-    cache_outputs,
-    check_feature_map,
-    teacher_outputs,
-)
+from kdpipe.stages.knowledge.tapping import choose_taps, tapped_shapes
+from kdpipe.stages.knowledge.taps import Taps, observing
+from kdpipe.stages.knowledge.teacher_outputs import cache_outputs, teacher_outputs, unflatten
 from kdpipe.stages.training.device import choose_device
 from kdpipe.stages.training.ensemble import TeacherEnsemble
 from kdpipe.stages.training.loop import train
 from kdpipe.stages.training.parameters import make_optimizer
 from kdpipe.stages.training.schedules import make_schedule
 from kdpipe.stages.training.seeding import derive_seed, seeded
-from kdpipe.targets.errors import DataError, NetworkError
+
+SURVEY_BATCH = 128
 
 
-@dataclass(frozen=True)
-class TrainingImages:
-    """Images as the teachers see them, float32 [N, C, H, W], and labels [N], or None for synthesized ones."""
+class TeacherSurvey:
+    """Passes over all images and what the teachers say about them, from the cache or anew.
 
-    images: Tensor
-    labels: Tensor | None
+    Args:
+        teachers: the ensemble.
+        taps: of each teacher.
+        data: the images.
+        cached: what `cache_outputs` returned.
+        device: where the teachers are.
+    """
+
+    def __init__(
+        self,
+        teachers: TeacherEnsemble,
+        taps: Sequence[Taps],
+        data: TrainingImages,
+        cached: Sequence[Tensor] | None,
+        device: torch.device,
+    ) -> None:
+        self._teachers = teachers
+        self._taps = taps
+        self._data = data
+        self._cached = cached
+        self._device = device
+
+    def __call__(self, generator: torch.Generator | None = None) -> Iterator[Said]:
+        """Start a pass: in the images' order, or in one drawn from a CPU generator."""
+        count = len(self._data.images)
+        order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
+        for rows in order.split(SURVEY_BATCH):
+            if self._cached is not None:
+                said = unflatten([tensor[rows].to(self._device) for tensor in self._cached], self._taps)
+            else:
+                said = teacher_outputs(self._teachers, self._taps, self._data.images[rows].to(self._device))
+            choice = said.logits.mean(dim=0).argmax(dim=1)
+            labels = choice if self._data.labels is None else self._data.labels[rows].to(self._device)
+            yield Said(said.logits, said.features, labels, rows.to(self._device))
 
 
 def distill(params: DistillParams, inputs: Inputs, context: StageContext) -> Outcome:
@@ -51,145 +74,150 @@ def distill(params: DistillParams, inputs: Inputs, context: StageContext) -> Out
     Raises:
         DataError: the images don't fit the teachers.
         NetworkError: a tap does not exist, or the student does not fit the images.
-        TrainingError: a loss term is not finite.
+        TrainingError: a loss term is not finite, or a paraphraser reconstructs too little.
     """
     device = choose_device(context.accelerator)
-    teachers = TeacherEnsemble.load(inputs["teachers"].path).to(device)
-    data = _load_images(inputs["samples"], teachers.space)
+    teachers = load_teachers(inputs["teachers"]).to(device)
+    data = load_images(inputs["samples"], teachers.space)
     description = NetworkDescription(params.model.model, params.model.arguments, teachers.space)
-    with seeded(derive_seed(context.seed, "student")):
-        student = build_network(description).to(device)
-    taps = _teacher_taps(params, teachers) if _uses_features(params) else ()
-    student_tap = (params.student_tap or description.feature) if taps else None
-    shapes = _feature_shapes(student, student_tap, teachers, taps, data.images[:2].to(device)) if student_tap else None
-    losses = {
-        name: LOSSES[name].build(values, shapes, derive_seed(context.seed, "loss", name)).to(device)
-        for name, values in params.loss_parameters().items()
-    }
+    students: list[nn.Module] = []
+    history: dict[str, Rows] = {}
+    metrics: dict[str, float | int | str | bool] = {}
+    for generation in range(params.generations):
+        seed = context.seed if not generation else derive_seed(context.seed, "generation", generation)
+        with seeded(derive_seed(seed, "student")):
+            student = build_network(description).to(device)
+        taught = params
+        if generation:
+            teachers = TeacherEnsemble([(students[-1], description)]).to(device)
+            # it is looked at where the student is, being the same network
+            taps = None if params.student_tap is None else (params.student_tap,)
+            taught = params.model_copy(update={"teacher_taps": taps})
+        rows, figures = _train(taught, (student, description), teachers, data, context, seed, generation, device)
+        students.append(student.cpu().eval())
+        ending = f"-{generation + 1}" if params.generations > 1 else ""
+        history[f"student{ending}"] = rows
+        metrics |= {f"{name}{ending.replace('-', '_')}": value for name, value in figures.items()}
+        if ending:
+            metrics[f"agreement{ending.replace('-', '_')}"] = rows[-1]["agreement"]
+    save_network(context.output("network"), students[-1], description)
+    if params.generations > 1:
+        save_ensemble(context.output("ensemble"), [(student, description) for student in students])
+    return Outcome(
+        metrics={
+            "parameters": sum(p.numel() for p in students[-1].parameters()),
+            "images": len(data.images),
+            "loss": rows[-1]["loss"],
+            "agreement": rows[-1]["agreement"],
+            **metrics,
+        },
+        history=history,
+    )
 
+
+def load_teachers(artifact: Artifact) -> TeacherEnsemble:
+    """Read an ensemble, or one network as an ensemble of one."""
+    if artifact.kind == "network":
+        return TeacherEnsemble([load_network(artifact.path)])
+    return TeacherEnsemble.load(artifact.path)
+
+
+def _train(
+    params: DistillParams,
+    member: tuple[nn.Module, NetworkDescription],
+    teachers: TeacherEnsemble,
+    data: TrainingImages,
+    context: StageContext,
+    seed: int,
+    generation: int,
+    device: torch.device,
+) -> tuple[Rows, Mapping[str, float]]:
+    """Train one student in place; return a row an epoch, and what its losses found out before."""
+    student = member[0]
+    few = data.images[:2].to(device)
+    tapping = choose_taps(
+        list(params.losses),
+        member,
+        teachers,
+        few,
+        student_tap=params.student_tap,
+        teacher_taps=params.teacher_taps,
+    )
+    shapes = replace(tapped_shapes(tapping, student, teachers, few), images=len(data.images))
+    parameters = params.loss_parameters()
+    losses: dict[str, DistillationLoss] = {
+        name: LOSSES[name].build(values, shapes, derive_seed(seed, "loss", name)).to(device)
+        for name, values in parameters.items()
+    }
     cached = None
     if params.shift == 0:
-        cached = cache_outputs(teachers, taps, data.images, limit_mib=params.cache_mib)
+        cached = cache_outputs(teachers, tapping.teachers, data.images, limit_mib=params.cache_mib)
     context.log("the teachers' outputs are " + ("cached" if cached is not None else "computed for each batch"))
+    survey = TeacherSurvey(teachers, tapping.teachers, data, cached, device)
+    found: dict[str, float] = {}
+    with seeded(derive_seed(seed, "preparation")):
+        for name, loss in losses.items():
+            found |= {f"{name}_{key}": value for key, value in loss.prepare(survey).items()}
+
     labels = data.labels if data.labels is not None else torch.full((len(data.images),), -1)
     black = [-mean / std for mean, std in zip(teachers.space.mean, teachers.space.std, strict=True)]
     batches = TensorBatches(
-        [data.images, labels, *(cached or [])],
+        [data.images, labels, torch.arange(len(data.images)), *(cached or [])],
         params.batch_size,
-        torch.Generator().manual_seed(derive_seed(context.seed, "batches")),
+        torch.Generator().manual_seed(derive_seed(seed, "batches")),
         augment=shift(params.shift, fill=black) if params.shift else None,
         device=device,
     )
-    weights = {name: entry.weight for name, entry in params.loss_parameters().items()}
-
     agreed: list[Tensor] = []
-    with capture(student, [student_tap] if student_tap else []) as tapped:
+    progress = 0.0
+
+    def start_epoch(epoch: int) -> None:
+        nonlocal progress
+        progress = epoch_progress(epoch, params.epochs)
+
+    def evaluate() -> dict[str, float]:
+        agreement = float(torch.stack(agreed).mean())
+        agreed.clear()
+        return {"agreement": agreement}
+
+    def report(done: int, row: Mapping[str, float]) -> None:
+        before, total = generation * params.epochs, params.generations * params.epochs
+        context.progress(before + done, total, "epoch", loss=row["loss"], agreement=row["agreement"])
+
+    with observing(student, tapping.student) as observer:
 
         def step(batch: tuple[Tensor, ...]) -> Mapping[str, Tensor]:
-            images, truth, *known = batch
-            if known:
-                said = TeacherOutputs(known[0].transpose(0, 1), tuple(known[1:]))
-            else:
-                said = teacher_outputs(teachers, taps, images)
+            images, truth, indices, *known = batch
+            said = unflatten(known, tapping.teachers) if known else teacher_outputs(teachers, tapping.teachers, images)
             logits = student(images)
+            seen = observer.seen()
             choice = said.logits.mean(dim=0).argmax(dim=1)
             agreed.append((logits.detach().argmax(dim=1) == choice).float().mean())
             knowledge = Knowledge(
                 student_logits=logits,
-                student_feature=tapped[student_tap] if student_tap else None,
+                student_feature=seen.feature,
                 teacher_logits=said.logits,
                 teacher_features=said.features,
                 labels=choice if data.labels is None else truth,
+                student_layers=seen.layers,
+                teacher_layers=said.layers,
+                student_embedding=seen.embedding,
+                teacher_embeddings=said.embeddings,
+                indices=indices,
+                progress=progress,
             )
-            return {name: weights[name] * loss(knowledge) for name, loss in losses.items()}
-
-        def evaluate() -> dict[str, float]:
-            agreement = float(torch.stack(agreed).mean())
-            agreed.clear()
-            return {"agreement": agreement}
-
-        def report(done: int, row: Mapping[str, float]) -> None:
-            context.progress(done, params.epochs, "epoch", loss=row["loss"], agreement=row["agreement"])
+            return {name: parameters[name].weight_at(progress) * loss(knowledge) for name, loss in losses.items()}
 
         student.train()
-        with seeded(derive_seed(context.seed, "training")):
-            history = train(
+        with seeded(derive_seed(seed, "training")):
+            rows = train(
                 batches,
                 step,
                 make_optimizer(params, [student, *losses.values()]),
                 make_schedule(params.schedule, params.warmup),
                 epochs=params.epochs,
+                start_epoch=start_epoch,
                 evaluate=evaluate,
                 report=report,
             )
-    student = student.cpu().eval()
-    save_network(context.output("network"), student, description)
-    return Outcome(
-        metrics={
-            "parameters": sum(p.numel() for p in student.parameters()),
-            "images": len(data.images),
-            "loss": history[-1]["loss"],
-            "agreement": history[-1]["agreement"],
-        },
-        history={"student": history},
-    )
-
-
-def _load_images(artifact: Artifact, space: ImageSpace) -> TrainingImages:
-    """Read samples or a split, checked against what the teachers see."""
-    if artifact.kind == "split":
-        split = load_split(artifact.path)
-        found, result = split.space, TrainingImages(_as_seen(split.normalized(), split.space, space), split.labels)
-    else:
-        samples = load_samples(artifact.path)
-        found, result = samples.space, TrainingImages(_as_seen(samples.images, samples.space, space), None)
-    if found.shape != space.shape:
-        raise DataError(f"images of shape {list(found.shape)} for teachers that see {list(space.shape)}")
-    if len(found.classes) != len(space.classes):
-        raise DataError(f"the images have {len(found.classes)} classes, the teachers {len(space.classes)}")
-    return result
-
-
-def _as_seen(images: Tensor, given: ImageSpace, space: ImageSpace) -> Tensor:
-    """Convert normalized images from one mean and std to another's."""
-    if (given.mean, given.std) == (space.mean, space.std) or len(given.mean) != len(space.mean):
-        return images
-
-    def by_channel(values: tuple[float, ...]) -> Tensor:
-        return torch.tensor(values).view(1, -1, 1, 1)
-
-    pixels = images * by_channel(given.std) + by_channel(given.mean)
-    return (pixels - by_channel(space.mean)) / by_channel(space.std)
-
-
-def _teacher_taps(params: DistillParams, teachers: TeacherEnsemble) -> tuple[str, ...]:
-    if params.teacher_taps is None:
-        return tuple(description.feature for description in teachers.descriptions)
-    if len(params.teacher_taps) != len(teachers):
-        raise NetworkError(
-            f"teacher_taps names {len(params.teacher_taps)} modules for {len(teachers)} teachers",
-            remedy="Give one path for each teacher",
-        )
-    return params.teacher_taps
-
-
-def _uses_features(params: DistillParams) -> bool:
-    return any(LOSSES[name].uses_features for name in params.losses)
-
-
-@torch.no_grad()
-def _feature_shapes(
-    student: nn.Module, student_tap: str, teachers: TeacherEnsemble, taps: Sequence[str], images: Tensor
-) -> FeatureShapes:
-    """Find the taps' shapes by a forward pass of a few images."""
-    student.eval()  # they must not reach the batch norms' statistics
-    with capture(student, [student_tap]) as tapped:
-        student(images)
-    check_feature_map(student_tap, tapped[student_tap])
-    said = teacher_outputs(teachers, taps, images)
-    return FeatureShapes(_chw(tapped[student_tap]), tuple(_chw(feature) for feature in said.features))
-
-
-def _chw(feature: Tensor) -> tuple[int, int, int]:
-    _, channels, height, width = feature.shape
-    return channels, height, width
+    return rows, found

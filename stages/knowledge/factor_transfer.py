@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from kdpipe.stages.knowledge.base import seeded_module
 
 SLOPE = 0.1
 
@@ -55,6 +56,4 @@ def _pool(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 def seeded_translator(inputs: int, outputs: int, seed: int) -> nn.Sequential:
     """Return a translator whose weights are a function of `seed` alone."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return make_translator(inputs, outputs)
+    return seeded_module(lambda: make_translator(inputs, outputs), seed)

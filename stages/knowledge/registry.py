@@ -6,42 +6,17 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-
+from kdpipe.stages.knowledge import loss_parameters as types
+from kdpipe.stages.knowledge.loss_parameters import LossParameters
 from kdpipe.targets.registry import Registry
 
 if TYPE_CHECKING:
     from kdpipe.stages.knowledge.base import DistillationLoss, FeatureShapes
 
-Category = Literal["response", "feature", "relation"]
+__all__ = ["LOSSES", "Category", "LossEntry", "LossParameters", "Sight"]
 
-
-class LossParameters(BaseModel):
-    """Base of a loss's parameters."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    weight: float = Field(default=1.0, ge=0, description="factor of the loss in the sum")
-
-
-class KdParameters(LossParameters):
-    """Parameters of `kd`."""
-
-    temperature: float = Field(default=4.0, gt=0, le=1000, description="T: softens both distributions")
-    average: Literal["probabilities", "logits"] = Field(
-        default="probabilities", description="what is averaged over the teachers"
-    )
-    scale: bool = Field(default=True, description="multiply by T squared, so that the gradient keeps its size")
-
-
-class CrossEntropyParameters(LossParameters):
-    """Parameters of `ce`."""
-
-
-class FeedParameters(LossParameters):
-    """Parameters of `feed`."""
-
-    weight: float = Field(default=10.0, ge=0, description="beta; 11 here is Factor Transfer's 500 (see the loss)")
+Category = Literal["response", "feature", "relation", "multi-teacher", "self", "adversarial"]
+Sight = Literal["feature", "layers", "embedding"]
 
 
 @dataclass(frozen=True)
@@ -50,11 +25,13 @@ class LossEntry:
 
     Args:
         summary: one line for `kdpipe ls losses`.
-        category: the kind of knowledge, as in Gou et al. 2021 (arXiv:2006.05525).
+        category: the kind of knowledge or the scheme, as in Gou et al. 2021 (arXiv:2006.05525).
         reference: the paper.
         parameters: what YAML may set.
         constructor: "module:class".
-        uses_features: whether it looks at feature maps; if none of a student's losses does, nothing is tapped.
+        sees: what it looks at beside logits and labels: the last feature map, several layers' maps, the penultimate
+            embedding. What none of a student's losses sees is not tapped.
+        needs_teachers: whether it looks at what the teachers say at all.
     """
 
     summary: str
@@ -62,14 +39,15 @@ class LossEntry:
     reference: str
     parameters: type[LossParameters]
     constructor: str
-    uses_features: bool = False
+    sees: frozenset[Sight] = frozenset()
+    needs_teachers: bool = True
 
     def build(self, parameters: Any, shapes: FeatureShapes | None, seed: int) -> DistillationLoss:
         """Build the loss.
 
         Args:
             parameters: an instance of `self.parameters`.
-            shapes: of the tapped feature maps; None is enough for a loss that does not use them.
+            shapes: of what is tapped; None is enough for a loss that sees only logits and labels.
             seed: of the weights of modules that the loss trains.
         """
         module, _, name = self.constructor.partition(":")
@@ -79,31 +57,192 @@ class LossEntry:
 
 LOSSES: Registry[LossEntry] = Registry("loss")
 
-LOSSES.register("kd")(
-    LossEntry(
-        "KL divergence to the teachers' averaged, softened prediction",
-        "response",
-        "Hinton et al. 2015 (arXiv:1503.02531)",
-        KdParameters,
-        "kdpipe.stages.knowledge.response:KnowledgeDistillation",
-    )
+
+def _add(
+    name: str,
+    category: Category,
+    summary: str,
+    reference: str,
+    parameters: type[LossParameters],
+    constructor: str,
+    sees: tuple[Sight, ...] = (),
+    needs_teachers: bool = True,
+) -> None:
+    place = f"kdpipe.stages.knowledge.{constructor}"
+    LOSSES.register(name)(LossEntry(summary, category, reference, parameters, place, frozenset(sees), needs_teachers))
+
+
+_add(
+    "kd",
+    "response",
+    "KL divergence to the teachers' averaged, softened prediction",
+    "Hinton et al. 2015 (arXiv:1503.02531)",
+    types.KdParameters,
+    "response:KnowledgeDistillation",
 )
-LOSSES.register("ce")(
-    LossEntry(
-        "cross entropy with the labels; on synthetic images, with the teachers' choice",
-        "response",
-        "standard",
-        CrossEntropyParameters,
-        "kdpipe.stages.knowledge.response:CrossEntropy",
-    )
+_add(
+    "ce",
+    "response",
+    "cross entropy with the labels; on synthetic images, with the teachers' choice",
+    "standard",
+    types.CrossEntropyParameters,
+    "response:CrossEntropy",
+    needs_teachers=False,
 )
-LOSSES.register("feed")(
-    LossEntry(
-        "parallel feature-level ensemble: for each teacher a translator of the student's feature map",
-        "feature",
-        "Park and Kwak 2019, FEED (arXiv:1909.10754)",
-        FeedParameters,
-        "kdpipe.stages.knowledge.feature:Feed",
-        uses_features=True,
-    )
+_add(
+    "dkd",
+    "response",
+    "kd with the target class and the others weighted apart",
+    "Zhao et al. 2022, DKD (arXiv:2203.08679)",
+    types.DkdParameters,
+    "decoupled:DecoupledDistillation",
+)
+_add(
+    "dist",
+    "response",
+    "correlation with the teachers' prediction over classes and over images",
+    "Huang et al. 2022, DIST (arXiv:2205.10536)",
+    types.DistParameters,
+    "correlation:Dist",
+)
+_add(
+    "fitnets",
+    "feature",
+    "squared difference from a teacher's middle layer, through a 1x1 convolution",
+    "Romero et al. 2015, FitNets (arXiv:1412.6550)",
+    types.FitNetsParameters,
+    "hints:FitNets",
+    ("layers",),
+)
+_add(
+    "attention",
+    "feature",
+    "difference of where the layers look: activations averaged over channels",
+    "Zagoruyko and Komodakis 2017, attention transfer (arXiv:1612.03928)",
+    types.AttentionParameters,
+    "attention:AttentionTransfer",
+    ("layers",),
+)
+_add(
+    "factor-transfer",
+    "feature",
+    "translates the student's map to factors that a paraphraser found in the teacher's",
+    "Kim et al. 2018, factor transfer (arXiv:1802.04977)",
+    types.FactorTransferParameters,
+    "feature:FactorTransfer",
+    ("feature",),
+)
+_add(
+    "vid",
+    "feature",
+    "likelihood of the teacher's layers under Gaussians around the student's",
+    "Ahn et al. 2019, variational information distillation (arXiv:1904.05835)",
+    types.VidParameters,
+    "variational:VariationalInformation",
+    ("layers",),
+)
+_add(
+    "review",
+    "feature",
+    "the student's deep layers fused into its shallow ones, compared at several resolutions",
+    "Chen et al. 2021, knowledge review (arXiv:2104.09044)",
+    types.ReviewParameters,
+    "review:KnowledgeReview",
+    ("layers",),
+)
+_add(
+    "rkd",
+    "relation",
+    "distances and angles between the images' embeddings",
+    "Park et al. 2019, RKD (arXiv:1904.05068)",
+    types.RkdParameters,
+    "relational:RelationalDistillation",
+    ("embedding",),
+)
+_add(
+    "similarity",
+    "relation",
+    "inner products of the images' feature maps",
+    "Tung and Mori 2019, similarity-preserving distillation (arXiv:1907.09682)",
+    types.SimilarityParameters,
+    "similarity:SimilarityPreserving",
+    ("feature",),
+)
+_add(
+    "pkt",
+    "relation",
+    "divergence of the probabilities that images are neighbours",
+    "Passalis and Tefas 2018, PKT (arXiv:1803.10837)",
+    types.PktParameters,
+    "similarity:ProbabilisticTransfer",
+    ("embedding",),
+)
+_add(
+    "fsp",
+    "relation",
+    "inner products of consecutive layers; needs equal channels",
+    "Yim et al. 2017, flow of the solution procedure (CVPR)",
+    types.FspParameters,
+    "flow:Flow",
+    ("layers",),
+)
+_add(
+    "crd",
+    "relation",
+    "contrast of each image with images of other classes, across student and teacher",
+    "Tian et al. 2020, CRD (arXiv:1910.10699)",
+    types.CrdParameters,
+    "contrastive:Contrastive",
+    ("embedding",),
+)
+_add(
+    "feed",
+    "multi-teacher",
+    "parallel feature-level ensemble: for each teacher a translator of the student's feature map",
+    "Park and Kwak 2019, FEED (arXiv:1909.10754)",
+    types.FeedParameters,
+    "feature:Feed",
+    ("feature",),
+)
+_add(
+    "entropy-weighted",
+    "multi-teacher",
+    "kd, for each image more from teachers that are sure",
+    "Kwon et al. 2020, knowledge distillation based on entropy (ICASSP)",
+    types.EntropyWeightedParameters,
+    "multi_teacher:EntropyWeighted",
+)
+_add(
+    "ca-mkd",
+    "multi-teacher",
+    "kd, for each image more from teachers that are right",
+    "Zhang et al. 2022, CA-MKD, its loss on predictions (arXiv:2201.00007)",
+    types.CaMkdParameters,
+    "multi_teacher:ConfidenceAware",
+)
+_add(
+    "random-teacher",
+    "multi-teacher",
+    "kd with one teacher drawn for each batch",
+    "Fukuda et al. 2017, distillation from an ensemble of teachers (Interspeech)",
+    types.RandomTeacherParameters,
+    "multi_teacher:RandomTeacher",
+)
+_add(
+    "cs-kd",
+    "self",
+    "divergence from the student's own prediction for another image of the class",
+    "Yun et al. 2020, CS-KD (arXiv:2003.13964)",
+    types.CsKdParameters,
+    "class_wise:ClassWise",
+    needs_teachers=False,
+)
+_add(
+    "adversarial",
+    "adversarial",
+    "a discriminator can't tell the student's embedding from the teacher's",
+    "Gou et al. 2021, section 5.1 (arXiv:2006.05525); Goodfellow et al. 2014 (arXiv:1406.2661)",
+    types.AdversarialParameters,
+    "adversarial:Adversarial",
+    ("embedding",),
 )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kdpipe.stages.knowledge.base import DistillationLoss, FeatureShapes, Knowledge
-from kdpipe.stages.knowledge.registry import CrossEntropyParameters, KdParameters
+from kdpipe.stages.knowledge.loss_parameters import CrossEntropyParameters, KdParameters
 
 
 def average_distribution(teacher_logits: Tensor, temperature: float, average: str) -> Tensor:
@@ -20,6 +23,16 @@ def average_distribution(teacher_logits: Tensor, temperature: float, average: st
     if average == "logits":
         return (teacher_logits.mean(dim=0) / temperature).softmax(dim=1)
     return (teacher_logits / temperature).softmax(dim=2).mean(dim=0)
+
+
+def log_average_distribution(teacher_logits: Tensor, temperature: float) -> Tensor:
+    """Return log mean_i softmax(z_i / T), [B, K], exact where probabilities would round to 0.
+
+    Args:
+        teacher_logits: [teachers, B, K].
+        temperature: T > 0.
+    """
+    return torch.logsumexp(F.log_softmax(teacher_logits / temperature, dim=2), dim=0) - math.log(len(teacher_logits))
 
 
 def distillation_loss(student_logits: Tensor, target: Tensor, temperature: float, scale: bool = True) -> Tensor:
@@ -48,8 +61,9 @@ class KnowledgeDistillation(DistillationLoss):
     def forward(self, knowledge: Knowledge) -> Tensor:
         """Return T^2 KL(mean of teachers || student)."""
         p = self.parameters_
-        target = average_distribution(knowledge.teacher_logits, p.temperature, p.average)
-        return distillation_loss(knowledge.student_logits, target, p.temperature, p.scale)
+        temperature = p.temperature_at(knowledge.progress)
+        target = average_distribution(knowledge.teacher_logits, temperature, p.average)
+        return distillation_loss(knowledge.student_logits, target, temperature, p.scale)
 
 
 class CrossEntropy(DistillationLoss):

@@ -2,85 +2,111 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from kdpipe.stages.knowledge.taps import capture
+from kdpipe.stages.knowledge.taps import Seen, Taps, observing
 from kdpipe.stages.training.ensemble import TeacherEnsemble
-from kdpipe.targets.errors import NetworkError
 
 MIB = 2**20
 
 
 @dataclass(frozen=True)
 class TeacherOutputs:
-    """Logits [teachers, B, K], and feature maps [B, C_i, H_i, W_i] by teacher (none without taps)."""
+    """Logits [teachers, B, K], and what the taps of each teacher saw (nothing without taps)."""
 
     logits: Tensor
-    features: tuple[Tensor, ...]
+    seen: tuple[Seen, ...]
+
+    @property
+    def features(self) -> tuple[Tensor, ...]:
+        """The tapped maps by teacher."""
+        return tuple(seen.feature for seen in self.seen if seen.feature is not None)
+
+    @property
+    def layers(self) -> tuple[tuple[Tensor, ...], ...]:
+        """The maps from shallow to deep, by teacher."""
+        return tuple(seen.layers for seen in self.seen)
+
+    @property
+    def embeddings(self) -> tuple[Tensor, ...]:
+        """What the classifiers are given, by teacher."""
+        return tuple(seen.embedding for seen in self.seen if seen.embedding is not None)
 
 
 @torch.no_grad()
-def teacher_outputs(teachers: TeacherEnsemble, taps: Sequence[str], images: Tensor) -> TeacherOutputs:
+def teacher_outputs(teachers: TeacherEnsemble, taps: Sequence[Taps], images: Tensor) -> TeacherOutputs:
     """Ask every teacher about a batch of normalized images [B, C, H, W].
 
     Args:
         teachers: the ensemble.
-        taps: a module's path for each teacher, or none.
+        taps: of each teacher.
         images: on the teachers' device.
 
     Raises:
         NetworkError: a tap does not exist, or its output is not a feature map.
     """
     with ExitStack() as stack:
-        outputs = [
-            stack.enter_context(capture(network, [tap]))
-            for network, tap in zip(teachers.networks, taps, strict=bool(taps))
+        observers = [
+            stack.enter_context(observing(network, tap)) for network, tap in zip(teachers.networks, taps, strict=True)
         ]
         logits = teachers.each(images)
-    features = tuple(output[tap] for output, tap in zip(outputs, taps, strict=True))
-    for tap, feature in zip(taps, features, strict=True):
-        check_feature_map(tap, feature)
-    return TeacherOutputs(logits, features)
+        return TeacherOutputs(logits, tuple(observer.seen() for observer in observers))
+
+
+def flatten(outputs: TeacherOutputs, taps: Sequence[Taps]) -> list[Tensor]:
+    """Return outputs as tensors [B, ...]; a map that is both the feature and a layer stands there once."""
+    tensors = [outputs.logits.transpose(0, 1)]
+    for seen, tap in zip(outputs.seen, taps, strict=True):
+        tensors += list(seen.layers)
+        if seen.feature is not None and tap.feature not in tap.layers:
+            tensors.append(seen.feature)
+        if seen.embedding is not None:
+            tensors.append(seen.embedding)
+    return tensors
+
+
+def unflatten(tensors: Sequence[Tensor], taps: Sequence[Taps]) -> TeacherOutputs:
+    """Undo `flatten`."""
+    logits, *rest = tensors
+    remaining: Iterator[Tensor] = iter(rest)
+    seen = []
+    for tap in taps:
+        layers = tuple(next(remaining) for _ in tap.layers)
+        feature = None
+        if tap.feature is not None:
+            feature = layers[tap.layers.index(tap.feature)] if tap.feature in tap.layers else next(remaining)
+        seen.append(Seen(feature, layers, next(remaining) if tap.embedding else None))
+    return TeacherOutputs(logits.transpose(0, 1), tuple(seen))
 
 
 @torch.no_grad()
 def cache_outputs(
-    teachers: TeacherEnsemble, taps: Sequence[str], images: Tensor, *, limit_mib: int, batch_size: int = 512
+    teachers: TeacherEnsemble, taps: Sequence[Taps], images: Tensor, *, limit_mib: int, batch_size: int = 512
 ) -> list[Tensor] | None:
     """Compute the teachers' outputs for all images, on the CPU.
 
     Args:
         teachers: the ensemble.
-        taps: a module's path for each teacher, or none.
+        taps: of each teacher.
         images: normalized, [N, C, H, W].
         limit_mib: what the outputs may take.
         batch_size: images at a time.
 
     Returns:
-        Logits [N, teachers, K], then the feature maps by teacher; None if they would take more than the limit.
+        Tensors [N, ...] for `unflatten`; None if they would take more than the limit.
     """
     device = next(teachers.parameters()).device
     parts: list[list[Tensor]] = []
     for chunk in images.split(batch_size):
-        outputs = teacher_outputs(teachers, taps, chunk.to(device))
-        part = [outputs.logits.transpose(0, 1).cpu(), *[feature.cpu() for feature in outputs.features]]
+        part = [tensor.cpu() for tensor in flatten(teacher_outputs(teachers, taps, chunk.to(device)), taps)]
         if not parts:
             size = sum(tensor[0].nbytes for tensor in part) * len(images)
             if size > limit_mib * MIB:
                 return None
         parts.append(part)
     return [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
-
-
-def check_feature_map(tap: str, feature: Tensor) -> None:
-    """Raise NetworkError unless a tap's output is [B, C, H, W]."""
-    if not isinstance(feature, Tensor) or feature.dim() != 4:
-        shape = list(feature.shape) if isinstance(feature, Tensor) else type(feature).__name__
-        raise NetworkError(
-            f"the module {tap!r} returns {shape}, not a feature map [B, C, H, W]", remedy="Tap a convolutional module"
-        )

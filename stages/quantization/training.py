@@ -13,6 +13,7 @@ from kdpipe.stages.artifacts import ImageSpace, load_network, load_samples, load
 from kdpipe.stages.base import Artifact, Inputs, Outcome, Rows, StageContext
 from kdpipe.stages.data.batches import TensorBatches
 from kdpipe.stages.knowledge.base import DistillationLoss, Knowledge
+from kdpipe.stages.knowledge.coefficients import epoch_progress
 from kdpipe.stages.knowledge.registry import LOSSES
 from kdpipe.stages.quantization.activations import calibrating
 from kdpipe.stages.quantization.fidelity import Fidelity, compare
@@ -64,8 +65,11 @@ def quantize(params: QuantizeParams, inputs: Inputs, context: StageContext) -> O
     config = QuantizationConfig(params.weight_bits, params.activation_bits, params.first_last_bits, params.rounding)
     prepared = prepare_for(space, network.to(device), config)
     data = _load_images(inputs["samples"], inputs.get("teachers"), space)
-    if "kd" in params.losses and data.logits is None:
-        raise DataError("kd needs what the teachers say about the images", remedy="Give `teachers`, or use ce alone")
+    taught = [name for name in params.losses if name != SPEQ and LOSSES[name].needs_teachers]
+    if taught and data.logits is None:
+        raise DataError(
+            f"{taught[0]} needs what the teachers say about the images", remedy="Give `teachers`, or use ce alone"
+        )
 
     calibrate(prepared, data.images[: params.calibration_images].to(device))
     history = train_quantized(prepared, data, params, context, device)
@@ -108,7 +112,8 @@ def train_quantized(
         for name, values in params.loss_parameters().items()
         if name != SPEQ
     }
-    weights = {name: values.weight for name, values in params.loss_parameters().items()}
+    parameters = params.loss_parameters()
+    progress = 0.0
     speq = params.loss_parameters().get(SPEQ)
     teacher = _stochastic_teacher(prepared, speq, params.activation_bits, context.seed)
     logits = data.logits if data.logits is not None else torch.zeros(len(data.images), 0)
@@ -122,6 +127,7 @@ def train_quantized(
 
     def step(batch: tuple[Tensor, ...]) -> Mapping[str, Tensor]:
         images, labels, said = batch
+        weights = {name: values.weight_at(progress) for name, values in parameters.items()}
         terms: dict[str, Tensor] = {}
         if teacher is not None and isinstance(speq, SpeqParameters):
             student, loss = teacher.student_and_loss(images, speq.temperature)
@@ -129,8 +135,12 @@ def train_quantized(
         else:
             student = prepared(images)
         agreed.append((student.detach().argmax(dim=1) == labels).float().mean())
-        knowledge = Knowledge(student, None, said.unsqueeze(0), (), labels)
+        knowledge = Knowledge(student, None, said.unsqueeze(0), (), labels, progress=progress)
         return {name: weights[name] * loss(knowledge) for name, loss in losses.items()} | terms
+
+    def start_epoch(epoch: int) -> None:
+        nonlocal progress
+        progress = epoch_progress(epoch, params.epochs)
 
     def evaluate() -> dict[str, float]:
         agreement = float(torch.stack(agreed).mean())
@@ -148,6 +158,7 @@ def train_quantized(
             make_optimizer(params, [prepared]),
             make_schedule(params.schedule, params.warmup),
             epochs=params.epochs,
+            start_epoch=start_epoch,
             evaluate=evaluate,
             report=report,
         )

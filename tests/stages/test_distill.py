@@ -8,14 +8,18 @@ from kdpipe.stages.artifacts import (
     NetworkDescription,
     Samples,
     build_network,
+    load_ensemble,
     load_network,
     save_ensemble,
+    save_network,
     save_samples,
     save_split,
 )
 from kdpipe.stages.base import Artifact
 from kdpipe.stages.distill import STAGE, DistillParams
-from kdpipe.stages.knowledge.teacher_outputs import cache_outputs, teacher_outputs
+from kdpipe.stages.knowledge.registry import LOSSES
+from kdpipe.stages.knowledge.taps import Taps
+from kdpipe.stages.knowledge.teacher_outputs import cache_outputs, teacher_outputs, unflatten
 from kdpipe.stages.training.ensemble import TeacherEnsemble
 from kdpipe.stages.training.metrics import accuracy, predict
 from kdpipe.stages.training.parameters import OptimizationParams
@@ -43,8 +47,9 @@ def inputs(tmp_path, space, make_bars):
         params = OptimizationParams(epochs=4, batch_size=32)
         train_classifier(network, make_bars(300, index), params, seed=0, pixels=0, device=torch.device("cpu"))
         members.append((network, description))
-    for name in ("ensemble", "samples", "split"):
+    for name in ("ensemble", "network", "samples", "split"):
         (tmp_path / name).mkdir()
+    save_network(tmp_path / "network", *members[1])
     save_ensemble(tmp_path / "ensemble", members)
     split = make_bars(320, 5)
     save_split(tmp_path / "split", split)
@@ -111,12 +116,15 @@ def test_cached_outputs_train_the_same_student(inputs, context):
 def test_the_cache_is_what_the_teachers_say(inputs):
     teachers = TeacherEnsemble.load(inputs["teachers"].path)
     images = torch.randn(10, 1, 8, 8)
-    taps = ("features", "features.0")
-    logits, *features = cache_outputs(teachers, taps, images, limit_mib=1, batch_size=4)
-    said = teacher_outputs(teachers, taps, images)
-    torch.testing.assert_close(logits.transpose(0, 1), said.logits)
-    for cached, anew in zip(features, said.features, strict=True):
-        torch.testing.assert_close(cached, anew)
+    taps = (Taps("features", ("features.0", "features"), embedding=True), Taps("features.0"))
+    tensors = cache_outputs(teachers, taps, images, limit_mib=1, batch_size=4)
+    assert len(tensors) == 1 + 3 + 1  # logits; two maps, of which one serves twice, and the embedding; one map
+    cached, anew = unflatten(tensors, taps), teacher_outputs(teachers, taps, images)
+    torch.testing.assert_close(cached.logits, anew.logits)
+    torch.testing.assert_close(cached.features, anew.features)
+    torch.testing.assert_close(cached.layers, anew.layers)
+    torch.testing.assert_close(cached.embeddings, anew.embeddings)
+    assert [len(layers) for layers in anew.layers] == [2, 0]
     assert cache_outputs(teachers, taps, images, limit_mib=0) is None
 
 
@@ -178,3 +186,80 @@ def test_losses_are_checked_at_their_place(losses, place, words):
 def test_an_empty_value_means_defaults():
     parameters = DistillParams(**{**FAST, "losses": {"kd": None}}).loss_parameters()
     assert parameters["kd"].temperature == 4
+
+
+def test_every_loss_trains_a_student_on_synthesized_images(inputs, context):
+    """Taps, shapes, preparation and batches fit every loss together; fsp's teachers have its channels."""
+    losses = {name: {} for name in LOSSES if name != "fsp"}
+    losses["factor-transfer"] = {"paraphraser_epochs": 30, "paraphraser_lr": 1e-2, "reconstruction": 0.9}
+    losses["crd"] = {"negatives": 16}
+    folder = context()
+    outcome = run(inputs, folder, losses=losses, epochs=1, lr=1e-4)
+    assert set(losses) < set(outcome.history["student"][0])
+    assert 0 < outcome.metrics["factor-transfer_reconstruction_1"] < 0.9
+    student, description = load_network(folder.root / "network")
+    assert set(student.state_dict()) == set(build_network(description).state_dict())
+
+
+def test_the_default_layers_are_the_last_map_at_each_resolution(inputs, context):
+    one = {**inputs, "teachers": Artifact("network", inputs["teachers"].path.parent / "network")}
+    # the teacher's layers have 6 and 12 channels at 8x8 and 4x4
+    run(one, context("fits"), epochs=1, losses={"fsp": {}}, model={"model": "cnn", "channels": [6, 12]})
+    with pytest.raises(NetworkError, match=r"the student's have \[6, 10\], teacher 0's \[6, 12\]"):
+        run(one, context("does not"), epochs=1, losses={"fsp": {}}, model={"model": "cnn", "channels": [6, 10]})
+    # of a student with three resolutions the deepest two are compared
+    run(one, context("deeper"), epochs=1, losses={"fsp": {}}, model={"model": "cnn", "channels": [4, 6, 12]})
+
+
+def test_layers_by_pattern(inputs, context):
+    attention = {"attention": {}}
+    run(inputs, context("a"), epochs=1, losses=attention, student_tap="features.*", teacher_taps=["features.*"] * 2)
+    for name, student, teachers, words in (
+        (
+            "b",
+            ["features.0", "features.3"],
+            ["features.0"] * 2,
+            "the student has 2 layers to compare, the teachers 1, 1",
+        ),
+        ("c", "feature.*", ["features.*"] * 2, "no module like 'feature.\\*'. Did you mean features"),
+    ):
+        with pytest.raises(NetworkError, match=words):
+            run(inputs, context(name), epochs=1, losses=attention, student_tap=student, teacher_taps=teachers)
+
+
+def test_one_network_may_be_the_teacher(inputs, context):
+    one = {**inputs, "teachers": Artifact("network", inputs["teachers"].path.parent / "network")}
+    outcome = run(one, context(), epochs=12)
+    assert outcome.metrics["agreement"] > 0.9
+    with pytest.raises(NetworkError, match="2 modules for 1 teachers"):
+        run(one, context("two"), epochs=1, teacher_taps=["features", "features"])
+
+
+def test_a_weight_goes_to_its_end_by_epoch(inputs, context):
+    """Gradual soft loss reducing: the soft loss falls out, the hard one comes in."""
+    losses = {"kd": {"weight": 1, "weight_end": 0}, "ce": {"weight": 0, "weight_end": 1}}
+    rows = run(inputs, context(), losses=losses, epochs=5).history["student"]
+    assert rows[0]["ce"] == 0 < rows[0]["kd"]
+    assert rows[-1]["kd"] == 0 < rows[-1]["ce"]
+    assert all(row["kd"] > 0 and row["ce"] > 0 for row in rows[1:-1])
+
+
+def test_generations_teach_each_other(inputs, context):
+    """Each generation after the first learns from the one before alone, and the last is the stage's network."""
+    folder, alone = context("three"), context("one")
+    outcome = run(inputs, folder, epochs=6, generations=3)
+    assert list(outcome.history) == ["student-1", "student-2", "student-3"]
+    assert STAGE.outputs(DistillParams(**{**FAST, "generations": 3})) == {"network": "network", "ensemble": "ensemble"}
+    assert STAGE.outputs(DistillParams(**FAST)) == {"network": "network"}
+    members = [network.state_dict() for network, _ in load_ensemble(folder.root / "ensemble")]
+    assert len(members) == 3
+    for key, value in load_network(folder.root / "network")[0].state_dict().items():
+        assert torch.equal(value, members[2][key])
+        assert key.endswith("num_batches_tracked") or not torch.equal(value, members[1][key])
+    # the first is the student that there would be without the others
+    run(inputs, alone, epochs=6)
+    for key, value in load_network(alone.root / "network")[0].state_dict().items():
+        assert torch.equal(value, members[0][key])
+    assert [done for done, total, _, _ in folder.reports] == list(range(1, 19))
+    assert {total for _, total, _, _ in folder.reports} == {18}
+    assert outcome.metrics["agreement_3"] == outcome.metrics["agreement"] > 0.8
