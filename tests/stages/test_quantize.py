@@ -148,6 +148,13 @@ def test_every_recipe_runs(inputs: Mapping[str, Artifact], tmp_path: Path, losse
     assert len(losses) == 1 or set(losses) <= set(row)
 
 
+def test_weights_of_losses_go_to_their_ends(inputs: Mapping[str, Artifact], tmp_path: Path) -> None:
+    losses = {"dkd": {"weight": 1, "weight_end": 0}, "ce": {"weight": 0, "weight_end": 1}}
+    rows = run(inputs, tmp_path, epochs=3, losses=losses)[0].history["quantized"]
+    assert rows[0]["ce"] == 0 < rows[0]["dkd"]
+    assert rows[-1]["dkd"] == 0 < rows[-1]["ce"]
+
+
 def test_on_a_split_kd_needs_teachers_and_ce_takes_the_labels(inputs: Mapping[str, Artifact], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="kd needs what the teachers say"):
         run(inputs, tmp_path, "split")
