@@ -58,3 +58,20 @@ class DsCnnArguments(ModelArguments):
 
     width: int = Field(default=64, ge=1, le=1024, description="channels of every layer")
     blocks: int = Field(default=4, ge=1, le=16, description="depthwise-separable blocks after the first convolution")
+
+
+class ExternalArguments(ModelArguments):
+    """Arguments of a library's network: those of its own builder, except what kdpipe sets."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    @model_validator(mode="after")
+    def _check_names(self) -> ExternalArguments:
+        for name in self.model_extra or {}:
+            if name in {"weights", "weights_backbone", "pretrained", "pretrained_cfg", "checkpoint_path", "cache_dir"}:
+                raise ValueError(
+                    f"{name} is not taken, because nothing is downloaded; give a teacher-ensemble's member a checkpoint"
+                )
+            if name in {"name", "num_classes", "in_chans", "input_shape", "classes", "model_name"}:
+                raise ValueError(f"{name} is not taken: the images and their classes decide it")
+        return self

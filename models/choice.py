@@ -23,7 +23,9 @@ class ModelChoice(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    model: str = Field(description="a name of `kdpipe ls models`; its arguments stand beside it")
+    model: str = Field(
+        description="a name of `kdpipe ls models`, or `torchvision:NAME` or `timm:NAME`; its arguments stand beside it"
+    )
 
     @model_validator(mode="after")
     def _check_arguments(self) -> ModelChoice:
@@ -38,6 +40,11 @@ class ModelChoice(BaseModel):
     def arguments(self) -> dict[str, Any]:
         """The arguments with their defaults filled in."""
         return MODELS[self.model].arguments.model_validate(self.model_extra or {}).model_dump()
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """Distributions that the network comes from, if it is not kdpipe's own."""
+        return MODELS[self.model].libraries
 
 
 def check_named(type_: type[M], values: Mapping[str, Any], what: str, *, path: tuple[str, ...] = ()) -> M:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from kdpipe.models.arguments import CnnArguments, DsCnnArguments, ModelArguments, ResNetArguments
-from kdpipe.targets.errors import NetworkError, did_you_mean
+from kdpipe.models.arguments import CnnArguments, DsCnnArguments, ExternalArguments, ModelArguments, ResNetArguments
+from kdpipe.targets.errors import NetworkError, UsageError, did_you_mean
 from kdpipe.targets.registry import Registry
 
 if TYPE_CHECKING:
@@ -29,12 +29,16 @@ class ModelEntry:
         arguments: the type of the arguments.
         feature: given the arguments, the path of the module whose output is the last convolutional feature map; None
             where it is to be found by a forward pass.
+        fixed: further arguments of the callable, which are not the user's.
+        libraries: distributions that the network comes from, and whose version matters.
     """
 
     summary: str
     constructor: str
     arguments: type[ModelArguments]
     feature: Callable[[Any], str] | None
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    libraries: tuple[str, ...] = ()
 
     def build(self, *, input_shape: Sequence[int], classes: int, **arguments: Any) -> nn.Module:
         """Build the network, its weights drawn from torch's global generator (seed it before).
@@ -52,7 +56,7 @@ class ModelEntry:
         if min(channels, height, width) < 1 or classes < 2:
             raise NetworkError(f"a network needs an image and two classes, got {tuple(input_shape)} and {classes}")
         network: nn.Module = getattr(import_module(module), name)(
-            input_shape=(channels, height, width), classes=classes, **self.check(arguments).model_dump()
+            input_shape=(channels, height, width), classes=classes, **self.fixed, **self.check(arguments).model_dump()
         )
         return network
 
@@ -74,7 +78,33 @@ class ModelEntry:
             raise NetworkError(f"{name}: {message}" if name else message) from None
 
 
-MODELS: Registry[ModelEntry] = Registry("model")
+class ModelRegistry(Registry[ModelEntry]):
+    """kdpipe's own networks by name, and those of libraries as `torchvision:resnet18` or `timm:NAME`."""
+
+    def __getitem__(self, name: str) -> ModelEntry:
+        """Return the entry of a name. Of a library's network only the library's name is checked before it is built.
+
+        Raises:
+            UsageError: the model or the library is unknown.
+        """
+        library, separator, network = name.partition(":")
+        if not separator:
+            return super().__getitem__(name)
+        if library not in LIBRARIES:
+            raise UsageError(f"unknown library {library!r} in {name!r}", remedy=did_you_mean(library, LIBRARIES))
+        return ModelEntry(
+            summary=f"{network} of {library}",
+            constructor=f"kdpipe.models.external:build_{library}",
+            arguments=ExternalArguments,
+            feature=None,
+            fixed={"name": network},
+            libraries=(library,),
+        )
+
+
+LIBRARIES = ("torchvision", "timm")
+
+MODELS = ModelRegistry("model")
 
 MODELS.register("resnet")(
     ModelEntry(

@@ -45,6 +45,8 @@ _PACKAGES = (
     _Package("onnxruntime", "runs ONNX", "onnx"),
     _Package("openvino", "writes and runs OpenVINO IR", "openvino"),
     _Package("ai-edge-litert", "writes and runs TFLite", "tflite"),
+    _Package("torchvision", "more networks", "vision"),
+    _Package("timm", "more networks", "vision"),
     _Package("ziglang", "compiles C for microcontrollers and for this machine", "mcu"),
     _Package("unicorn", "emulates Cortex-M", "mcu"),
     _Package("pyelftools", "reads firmware", "mcu"),

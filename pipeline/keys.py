@@ -39,7 +39,7 @@ def key_parts(spec: Spec, stage: StageSpec, fingerprints: SourceFingerprints) ->
         "accelerator": spec.accelerator,
         "threads": spec.threads,
         "code": dict(fingerprints.of(stage.module)),
-        "libraries": library_versions(stage.stage.libraries),
+        "libraries": library_versions([*stage.stage.libraries, *stage.params.further_libraries()]),
     }
 
 

@@ -27,10 +27,12 @@ def list_data() -> Iterator[Row]:
 
 
 def list_models() -> Iterator[Row]:
-    """Yield the networks."""
-    from kdpipe.models.registry import MODELS
+    """Yield the networks, and how those of libraries are named."""
+    from kdpipe.models.registry import LIBRARIES, MODELS
 
     yield from ({"name": name, "summary": MODELS[name].summary} for name in MODELS)
+    for library in LIBRARIES:
+        yield {"name": f"{library}:NAME", "summary": f"a classifier of {library} by its name there; kdpipe[vision]"}
 
 
 def list_targets() -> Iterator[Row]:

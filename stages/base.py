@@ -20,6 +20,10 @@ class StageParams(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    def further_libraries(self) -> tuple[str, ...]:
+        """Return distributions that these parameters bring in: their versions belong to the stage's key too."""
+        return ()
+
 
 @dataclass(frozen=True)
 class Accepts:

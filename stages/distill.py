@@ -51,6 +51,10 @@ class DistillParams(OptimizationParams):
     def _check_losses(cls, losses: LossChoice) -> LossChoice:
         return check_losses(losses)
 
+    def further_libraries(self) -> tuple[str, ...]:
+        """Return where the student comes from."""
+        return self.model.libraries
+
     def loss_parameters(self) -> dict[str, LossParameters]:
         """Return the losses' parameters with their defaults, by name."""
         return {name: LOSSES[name].parameters.model_validate(values or {}) for name, values in self.losses.items()}

@@ -41,6 +41,10 @@ class TeachersParams(OptimizationParams):
     input_shape: tuple[int, int, int] | None = Field(default=None, description="[C, H, W], where `train` is not given")
     classes: tuple[str, ...] | None = Field(default=None, description="names, where `train` is not given")
 
+    def further_libraries(self) -> tuple[str, ...]:
+        """Return where the members come from."""
+        return tuple(dict.fromkeys(library for member in self.members for library in member.libraries))
+
     @model_validator(mode="after")
     def _check_data(self) -> TeachersParams:
         if self.train is not None:

@@ -179,7 +179,8 @@ def observing(network: nn.Module, taps: Taps) -> Iterator[Observer]:
 def default_layers(network: nn.Module, images: Tensor) -> tuple[str, ...]:
     """Return the path of the last map at each resolution, from the finest to the coarsest.
 
-    This holds for any convolutional network: of a ResNet it is its stages. The network's mode is put back.
+    Of the modules that return maps of a resolution it is the last of the outermost: of a ResNet its stages, not a
+    layer inside the next stage's first block that still has the resolution. The network's mode is put back.
 
     Args:
         network: any module.
@@ -194,9 +195,8 @@ def default_layers(network: nn.Module, images: Tensor) -> tuple[str, ...]:
         def record(module: nn.Module, inputs: object, output: object) -> None:
             if isinstance(output, Tensor) and output.dim() == 4:
                 size = (int(output.shape[2]), int(output.shape[3]))
-                # a module that ends later with the same resolution is deeper
-                last.pop(size, None)
-                last[size] = path
+                if size not in last or path.count(".") <= last[size].count("."):
+                    last[size] = path
 
         return record
 
