@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class ModelArguments(BaseModel):
@@ -58,6 +58,24 @@ class DsCnnArguments(ModelArguments):
 
     width: int = Field(default=64, ge=1, le=1024, description="channels of every layer")
     blocks: int = Field(default=4, ge=1, le=16, description="depthwise-separable blocks after the first convolution")
+
+
+class ReusedClassifierArguments(ModelArguments):
+    """Arguments of `reused-classifier` (see `kdpipe.models.reused_classifier`)."""
+
+    backbone: dict[str, Any] = Field(
+        default={"model": "resnet", "depth": 8}, description="a model of kdpipe's own with its arguments"
+    )
+    channels: int = Field(default=64, ge=1, le=8192, description="what the classifier takes: the teacher's channels")
+    reduction: int = Field(default=2, ge=1, le=64, description="the projector's inner layers have channels / reduction")
+
+    @field_validator("backbone", mode="after")
+    @classmethod
+    def _check_backbone(cls, backbone: dict[str, Any]) -> dict[str, Any]:
+        from kdpipe.models.choice import ModelChoice  # it knows the models, which know their arguments
+
+        choice = ModelChoice.model_validate(backbone)
+        return {"model": choice.model, **choice.arguments}
 
 
 class ExternalArguments(ModelArguments):

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from kdpipe.models.arguments import CnnArguments, DsCnnArguments, ExternalArguments, ModelArguments, ResNetArguments
+from kdpipe.models.arguments import (
+    CnnArguments,
+    DsCnnArguments,
+    ExternalArguments,
+    ModelArguments,
+    ResNetArguments,
+    ReusedClassifierArguments,
+)
 from kdpipe.targets.errors import NetworkError, UsageError, did_you_mean
 from kdpipe.targets.registry import Registry
 
@@ -128,5 +135,14 @@ MODELS.register("ds-cnn")(
         "kdpipe.models.ds_cnn:DsCnn",
         DsCnnArguments,
         lambda arguments: "features",
+    )
+)
+
+MODELS.register("reused-classifier")(
+    ModelEntry(
+        "a small network that ends in the teacher's classifier, through a projector; for simkd",
+        "kdpipe.models.reused_classifier:build_reused_classifier",
+        ReusedClassifierArguments,
+        lambda arguments: "pool.projector",
     )
 )

@@ -91,6 +91,14 @@ class Survey(Protocol):
 class DistillationLoss(nn.Module, ABC):
     """A loss that may hold modules of its own; they are trained with the student and dropped afterwards."""
 
+    def attach(self, student: nn.Module, teachers: Sequence[nn.Module]) -> None:
+        """Change what must be changed in the new student before it is trained: by default, nothing.
+
+        Raises:
+            NetworkError: the networks don't fit each other.
+        """
+        return
+
     def prepare(self, survey: Survey) -> Mapping[str, float]:
         """Learn what must be known before the student's training starts: by default, nothing.
 

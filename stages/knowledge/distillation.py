@@ -149,6 +149,8 @@ def _train(
         name: LOSSES[name].build(values, shapes, derive_seed(seed, "loss", name)).to(device)
         for name, values in parameters.items()
     }
+    for loss in losses.values():
+        loss.attach(student, list(teachers.networks))
     cached = None
     if params.shift == 0:
         cached = cache_outputs(teachers, tapping.teachers, data.images, limit_mib=params.cache_mib)

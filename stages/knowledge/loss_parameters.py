@@ -92,7 +92,7 @@ class ParaphrasedParameters(LossParameters):
     paraphraser_channels: float = Field(default=0.5, gt=0, le=4, description="m / C: factors for each of C channels")
     paraphraser_lr: float = Field(default=2e-3, gt=0, le=1, description="learning rate of Adam; at SGD's 0.1 they die")
     reconstruction: float = Field(
-        default=0.7,
+        default=0.5,
         gt=0,
         lt=1,
         description="the stage stops if a paraphraser's L1 error on images that it was not trained on is above this "
@@ -123,6 +123,10 @@ class ReviewParameters(LossParameters):
     """Parameters of `review`; the paper's weight depends on the pair, from 0.6 to 8."""
 
     channels: int = Field(default=64, ge=1, le=4096, description="of the maps inside the fusion")
+
+
+class SimKdParameters(LossParameters):
+    """Parameters of `simkd`; the paper's weight, beside no other loss."""
 
 
 class RkdParameters(LossParameters):

@@ -151,6 +151,15 @@ _add(
     ("layers",),
 )
 _add(
+    "simkd",
+    "feature",
+    "squared difference from the one teacher's map, whose classifier the student takes over",
+    "Chen et al. 2022, SimKD (arXiv:2203.14001)",
+    types.SimKdParameters,
+    "reused_classifier:ReusedClassifier",
+    ("feature",),
+)
+_add(
     "rkd",
     "relation",
     "distances and angles between the images' embeddings",

@@ -13,7 +13,12 @@ from kdpipe.models.generator import Generator
 from kdpipe.models.registry import MODELS
 from kdpipe.targets.errors import NetworkError
 
-SMALL = {"resnet": {"depth": 8, "width": 4}, "cnn": {"channels": (4, 8)}, "ds-cnn": {"width": 8, "blocks": 2}}
+SMALL = {
+    "resnet": {"depth": 8, "width": 4},
+    "cnn": {"channels": (4, 8)},
+    "ds-cnn": {"width": 8, "blocks": 2},
+    "reused-classifier": {"backbone": {"model": "cnn", "channels": (4, 8)}, "channels": 12},
+}
 
 
 def test_every_model_has_a_small_form_here():
@@ -65,6 +70,8 @@ def test_pad_shortcut_appends_zero_channels():
         ("resnet", {"depth": 8}, (1, 3, 8), "too small"),
         ("cnn", {"channels": (4, 4, 4, 4, 4)}, (1, 8, 8), "can't be halved 4 times"),
         ("ds-cnn", {}, (1, 1, 8), "too small"),
+        ("reused-classifier", {"backbone": {"model": "renset"}}, (1, 8, 8), "Did you mean resnet?"),
+        ("reused-classifier", {"backbone": {"model": "resnet", "dept": 8}}, (1, 8, 8), "Did you mean depth?"),
         ("cnn", {}, (0, 8, 8), "needs an image"),
     ],
 )

@@ -189,8 +189,8 @@ def test_an_empty_value_means_defaults():
 
 
 def test_every_loss_trains_a_student_on_synthesized_images(inputs, context):
-    """Taps, shapes, preparation and batches fit every loss together; fsp's teachers have its channels."""
-    losses = {name: {} for name in LOSSES if name != "fsp"}
+    """Taps, shapes, preparation and batches fit all losses together but two, which ask more of the student."""
+    losses = {name: {} for name in LOSSES if name not in {"fsp", "simkd"}}
     losses["factor-transfer"] = {"paraphraser_epochs": 30, "paraphraser_lr": 1e-2, "reconstruction": 0.9}
     losses["crd"] = {"negatives": 16}
     folder = context()
@@ -263,3 +263,17 @@ def test_generations_teach_each_other(inputs, context):
     assert [done for done, total, _, _ in folder.reports] == list(range(1, 19))
     assert {total for _, total, _, _ in folder.reports} == {18}
     assert outcome.metrics["agreement_3"] == outcome.metrics["agreement"] > 0.8
+
+
+def test_a_student_with_the_teachers_classifier_learns_from_its_map_alone(inputs, context):
+    one = {**inputs, "teachers": Artifact("network", inputs["teachers"].path.parent / "network")}
+    backbone = {"model": "cnn", "channels": [4, 6]}
+    model = {"model": "reused-classifier", "backbone": backbone, "channels": 12}
+    folder = context()
+    outcome = run(one, folder, losses={"simkd": {}}, epochs=12, model=model)
+    assert outcome.metrics["agreement"] > 0.9
+    student, _ = load_network(folder.root / "network")
+    teacher, _ = load_network(one["teachers"].path)
+    assert torch.equal(student.fc.weight, teacher.fc.weight)
+    with pytest.raises(NetworkError, match="channels: 12"):
+        run(one, context("plain"), losses={"simkd": {}}, epochs=1)
