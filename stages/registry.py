@@ -67,6 +67,7 @@ STAGES = StageRegistry(
         "quantize": "kdpipe.stages.quantize:STAGE",
         "export": "kdpipe.stages.export:STAGE",
         "validate": "kdpipe.stages.validate:STAGE",
+        "mutual": "kdpipe.stages.mutual:STAGE",
         "reconstruction": "kdpipe.stages.reconstruction:STAGE",
     },
     sources={"digits": "kdpipe.stages.data.digits:SOURCE"},

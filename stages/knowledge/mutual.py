@@ -1,0 +1,122 @@
+"""Deep mutual learning, DML (Zhang et al. 2018, arXiv:1706.00384): online distillation among peers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdpipe.stages.artifacts import (
+    ImageSpace,
+    NetworkDescription,
+    build_network,
+    load_samples,
+    load_split,
+    save_ensemble,
+    save_network,
+)
+from kdpipe.stages.base import Artifact, Inputs, Outcome, StageContext
+from kdpipe.stages.data.batches import TensorBatches, shift
+from kdpipe.stages.mutual import MutualParams
+from kdpipe.stages.training.device import choose_device
+from kdpipe.stages.training.loop import train
+from kdpipe.stages.training.metrics import accuracy
+from kdpipe.stages.training.parameters import make_optimizer
+from kdpipe.stages.training.schedules import make_schedule
+from kdpipe.stages.training.seeding import derive_seed, seeded
+
+
+def mutual_losses(logits: Tensor, temperature: float) -> Tensor:
+    """T^2 / (n - 1) sum_{j != i} KL(softmax(z_j / T) || softmax(z_i / T)) of each peer i (equations 4 and 6).
+
+    The peers' predictions are targets, through which no gradient goes. The paper updates one peer after the other;
+    here all learn from the same forward pass.
+
+    Args:
+        logits: of n peers, [n, B, K].
+        temperature: T; the paper has 1.
+
+    Returns:
+        [n], mean over B.
+    """
+    peers = len(logits)
+    ours = F.log_softmax(logits / temperature, dim=2)
+    targets = ours.detach()
+    # [j, i, B]: what i lacks of j; on the diagonal it is 0
+    divergences = (targets.exp()[:, None] * (targets[:, None] - ours[None, :])).sum(dim=3)
+    return temperature**2 * divergences.sum(dim=0).mean(dim=1) / (peers - 1)
+
+
+def learn_mutually(params: MutualParams, inputs: Inputs, context: StageContext) -> Outcome:
+    """Do the work of the stage `mutual`.
+
+    Raises:
+        NetworkError: a member does not fit the images.
+        TrainingError: a loss term is not finite.
+    """
+    device = choose_device(context.accelerator)
+    images, labels, space = _load_images(inputs["samples"])
+    descriptions = [NetworkDescription(member.model, member.arguments, space) for member in params.members]
+    members = []
+    for index, description in enumerate(descriptions):
+        with seeded(derive_seed(context.seed, "member", index)):
+            members.append(build_network(description).to(device).train())
+    black = [-mean / std for mean, std in zip(space.mean, space.std, strict=True)]
+    batches = TensorBatches(
+        (images, labels),
+        params.batch_size,
+        torch.Generator().manual_seed(derive_seed(context.seed, "batches")),
+        augment=shift(params.shift, fill=black) if params.shift else None,
+        device=device,
+    )
+    correct: list[list[float]] = []
+
+    def step(batch: tuple[Tensor, ...]) -> Mapping[str, Tensor]:
+        pixels, truth = batch
+        logits = torch.stack([member(pixels) for member in members])
+        correct.append([accuracy(each, truth) for each in logits.detach()])
+        hard = [F.cross_entropy(each, truth) for each in logits]
+        soft = params.weight * mutual_losses(logits, params.temperature)
+        return {f"ce_{index}": loss for index, loss in enumerate(hard)} | {
+            f"mutual_{index}": loss for index, loss in enumerate(soft)
+        }
+
+    def evaluate() -> dict[str, float]:
+        means = {
+            f"accuracy_{index}": sum(column) / len(column) for index, column in enumerate(zip(*correct, strict=True))
+        }
+        correct.clear()
+        return means
+
+    def report(done: int, row: Mapping[str, float]) -> None:
+        context.progress(done, params.epochs, "epoch", loss=row["loss"], accuracy=row["accuracy_0"])
+
+    with seeded(derive_seed(context.seed, "training")):
+        rows = train(
+            batches,
+            step,
+            make_optimizer(params, members),
+            make_schedule(params.schedule, params.warmup),
+            epochs=params.epochs,
+            evaluate=evaluate,
+            report=report,
+        )
+    finished = [member.cpu().eval() for member in members]
+    save_network(context.output("network"), finished[0], descriptions[0])
+    save_ensemble(context.output("ensemble"), list(zip(finished, descriptions, strict=True)))
+    figures = {name: rows[-1][name] for name in rows[-1] if name.startswith(("accuracy_", "mutual_"))}
+    parameters = {f"parameters_{i}": sum(p.numel() for p in member.parameters()) for i, member in enumerate(finished)}
+    return Outcome(
+        metrics={"images": len(images), "loss": rows[-1]["loss"], **parameters, **figures}, history={"mutual": rows}
+    )
+
+
+def _load_images(artifact: Artifact) -> tuple[Tensor, Tensor, ImageSpace]:
+    """Return normalized images, labels (of samples the teachers' choice) and what they are."""
+    if artifact.kind == "split":
+        split = load_split(artifact.path)
+        return split.normalized(), split.labels, split.space
+    samples = load_samples(artifact.path)
+    return samples.images, samples.logits.argmax(dim=1), samples.space
