@@ -90,7 +90,10 @@ class _Pair(nn.Module):
 
     def _contrast(self, side: int, x: Tensor, memory: Tensor, rows: Tensor) -> Tensor:
         images = len(memory)
-        scores = (torch.einsum("bkd,bd->bk", memory[rows], x) / self.settings.temperature).exp()
+        # all similarities and then the drawn ones: gathering the memory's rows first would copy B (1 + n) D numbers.
+        # A clone, because the memory follows before the backward pass.
+        similarities = (x @ memory.clone().T).gather(1, rows)
+        scores = (similarities / self.settings.temperature).exp()
         if float(self.constants[side]) == 0:
             self.constants[side] = scores.detach().mean() * images
         # a copy: the other side's constant is set in place before the backward pass

@@ -144,6 +144,29 @@ def test_crd_remembers_the_images_of_the_batch_alone(losses):
     torch.testing.assert_close(after[k.indices], expected.detach())
 
 
+def test_crd_contrasts_each_network_with_the_others_memory(losses, numeric):
+    """Brute force of the first batch: projections, memories as they were, and constants from this batch."""
+    loss = losses.build("crd", dimensions=8, negatives=5)
+    loss.prepare(losses.survey())
+    pair, k = loss.pairs[0], losses.knowledge()
+    rows = torch.randint(0, 20, (losses.images, 6), generator=torch.Generator().manual_seed(1))
+    expected = 0.0
+    for x, project, memory in (
+        (k.student_embedding, pair.projections[0], pair.teacher_memory.clone()),
+        (k.teacher_embeddings[0], pair.projections[1], pair.student_memory.clone()),
+    ):
+        unit = [(row / row.norm()).tolist() for row in project(x).detach()]
+        table = [
+            [math.exp(sum(p * q for p, q in zip(unit[b], memory[j].tolist(), strict=True)) / 0.07) for j in rows[b]]
+            for b in range(losses.images)
+        ]
+        constant = sum(map(sum, table)) / (losses.images * 6) * 20
+        for positive, *negatives in table:
+            h = [score / constant / (score / constant + 5 / 20) for score in (positive, *negatives)]
+            expected -= (math.log(h[0]) + sum(math.log(1 - value) for value in h[1:])) / losses.images
+    assert numeric(pair(k.student_embedding, k.teacher_embeddings[0], rows)) == pytest.approx(expected, rel=1e-3)
+
+
 def test_crd_falls_when_the_memory_is_met(losses, numeric):
     """An image whose projection is its memory's direction is told apart better than one at random."""
     loss = losses.build("crd", dimensions=8, temperature=0.5)
