@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -18,7 +19,7 @@ from kdpipe.stages.knowledge.images import TrainingImages, load_images
 from kdpipe.stages.knowledge.registry import LOSSES
 from kdpipe.stages.knowledge.tapping import choose_taps, tapped_shapes
 from kdpipe.stages.knowledge.taps import Taps, observing
-from kdpipe.stages.knowledge.teacher_outputs import cache_outputs, teacher_outputs, unflatten
+from kdpipe.stages.knowledge.teacher_outputs import MIB, cache_outputs, teacher_outputs, unflatten
 from kdpipe.stages.training.device import choose_device
 from kdpipe.stages.training.ensemble import TeacherEnsemble
 from kdpipe.stages.training.loop import train
@@ -152,9 +153,10 @@ def _train(
     for loss in losses.values():
         loss.attach(student, list(teachers.networks))
     cached = None
+    started = time.perf_counter()
     if params.shift == 0:
         cached = cache_outputs(teachers, tapping.teachers, data.images, limit_mib=params.cache_mib)
-    context.log("the teachers' outputs are " + ("cached" if cached is not None else "computed for each batch"))
+    context.log(_about_cache(cached, time.perf_counter() - started, params.epochs))
     survey = TeacherSurvey(teachers, tapping.teachers, data, cached, device)
     found: dict[str, float] = {}
     with seeded(derive_seed(seed, "preparation")):
@@ -223,3 +225,11 @@ def _train(
                 report=report,
             )
     return rows, found
+
+
+def _about_cache(cached: Sequence[Tensor] | None, seconds: float, epochs: int) -> str:
+    if cached is None:
+        return "the teachers' outputs are computed for each batch"
+    size = sum(tensor.nbytes for tensor in cached) / MIB
+    said = f"the teachers' outputs are cached: {size:.1f} MiB in {seconds:.1f} s"
+    return f"{said}, instead of {epochs} times in as many epochs" if epochs > 1 else said
