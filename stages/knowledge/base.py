@@ -113,6 +113,10 @@ class DistillationLoss(nn.Module, ABC):
         """
         return {}
 
+    def generators(self) -> Sequence[torch.Generator]:
+        """Return the generators that the loss draws from in training: with `state_dict` they are its whole state."""
+        return ()
+
     @abstractmethod
     def forward(self, knowledge: Knowledge) -> Tensor:
         """Return the loss, a scalar without the weight that YAML gives it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -132,6 +132,10 @@ class Contrastive(DistillationLoss):
         """Learn which images are of which class."""
         self._others = OtherClasses(torch.cat([said.labels.cpu() for said in survey()]))
         return {}
+
+    def generators(self) -> Sequence[torch.Generator]:
+        """Return what draws the negatives."""
+        return (self._generator,)
 
     def forward(self, knowledge: Knowledge) -> Tensor:
         """Return the loss."""

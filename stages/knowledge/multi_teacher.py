@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -116,6 +117,10 @@ class RandomTeacher(DistillationLoss):
         super().__init__()
         self.parameters_ = parameters
         self._generator = torch.Generator().manual_seed(derive_seed(seed, "teacher"))
+
+    def generators(self) -> Sequence[torch.Generator]:
+        """Return what draws the teachers."""
+        return (self._generator,)
 
     def forward(self, knowledge: Knowledge) -> Tensor:
         """Return T^2 KL(drawn teacher || student)."""

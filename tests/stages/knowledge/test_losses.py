@@ -107,3 +107,19 @@ def test_no_loss_for_a_student_that_is_the_teacher(name, losses, numeric):
     loss = losses.build(name)
     assert numeric(loss(k)) > 1e-3
     assert numeric(loss(same)) == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_state_and_generators_are_all_that_a_loss_remembers(name, losses):
+    """A new loss with the old one's state goes on as the old one does."""
+    k = losses.knowledge()
+    loss = prepared(losses, name)
+    loss(k)
+    state = {key: value.clone() for key, value in loss.state_dict().items()}
+    drawn = [generator.get_state() for generator in loss.generators()]
+    going_on = [loss(k) for _ in range(3)]
+    again = prepared(losses, name)
+    again.load_state_dict(state)
+    for generator, kept in zip(again.generators(), drawn, strict=True):
+        generator.set_state(kept)
+    assert [float(again(k).detach()) for _ in range(3)] == [float(value.detach()) for value in going_on]
