@@ -26,14 +26,20 @@ from kdpipe.targets.dependencies import require
 from kdpipe.targets.graph import (
     Add,
     AveragePool2d,
+    ChannelShuffle,
+    Concat,
     Conv2d,
     Flatten,
     IntegerGraph,
     Linear,
+    Lookup,
     MaxPool2d,
+    Mul,
     Node,
     Quantization,
     Requantize,
+    Slice,
+    Upsample,
     Weight,
 )
 from kdpipe.targets.operator_support import refuse_unsupported
@@ -181,6 +187,43 @@ def _add(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any], op
     return writer.quantize(writer.ops.add(*inputs), node.name, node.output.quantization)
 
 
+def _mul(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any], op: Mul) -> Any:
+    return writer.quantize(writer.ops.multiply(*inputs), node.name, node.output.quantization)
+
+
+def _lookup(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any], op: Lookup) -> Any:
+    ops = writer.ops
+    functions = {"hard_sigmoid": ops.hsigmoid, "hard_swish": ops.hswish, "sigmoid": ops.sigmoid, "silu": ops.swish}
+    return writer.quantize(functions[op.function](inputs[0]), node.name, node.output.quantization)
+
+
+def _concat(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any], op: Concat) -> Any:
+    return writer.named(writer.ops.concat(inputs, 1), node.name)
+
+
+def _slice(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any], op: Slice) -> Any:
+    start, stop, step, axis = (writer.constant(np.array([value], np.int64)) for value in (op.start, op.stop, 1, 1))
+    return writer.named(writer.ops.slice(inputs[0], start, stop, step, axis), node.name)
+
+
+def _channel_shuffle(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any], op: ChannelShuffle) -> Any:
+    return writer.named(writer.ops.shuffle_channels(inputs[0], 1, op.groups), node.name)
+
+
+def _upsample(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any], op: Upsample) -> Any:
+    factors = writer.constant(np.array(op.factor, np.float32))
+    resized = writer.ops.interpolate(
+        inputs[0],
+        factors,
+        "nearest",
+        "scales",
+        coordinate_transformation_mode="asymmetric",
+        nearest_mode="floor",
+        axes=writer.constant(np.array([2, 3], np.int64)),
+    )
+    return writer.named(resized, node.name)
+
+
 def _average_pool2d(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any], op: AveragePool2d) -> Any:
     real = writer.ops.avg_pool(inputs[0], list(op.stride), [0, 0], [0, 0], list(op.kernel), True)
     return writer.quantize(real, node.name, node.output.quantization)
@@ -206,6 +249,12 @@ _WRITERS: dict[type, Callable[[_Writer, IntegerGraph, Node, list[Any], Any], Any
     Conv2d: _conv2d,
     Linear: _linear,
     Add: _add,
+    Mul: _mul,
+    Lookup: _lookup,
+    Concat: _concat,
+    Slice: _slice,
+    ChannelShuffle: _channel_shuffle,
+    Upsample: _upsample,
     MaxPool2d: _max_pool2d,
     AveragePool2d: _average_pool2d,
     Flatten: _flatten,

@@ -216,7 +216,10 @@ def _steps(program: _Program) -> list[dict[str, Any]]:
     steps = []
     for index, node in enumerate(program.graph.nodes):
         layer = program.layers.get(node.name)
-        arguments = [_pointer(program.storage, name) for name in (*node.inputs, node.name)]
+        arguments = [_pointer(program.storage, name) for name in node.inputs]
+        if layer and layer.inputs_as_array:
+            arguments = [f"(const int8_t *const[]){c_text.braces(arguments)}"]
+        arguments.append(_pointer(program.storage, node.name))
         if node.name in program.storage.scratch:
             offset = program.storage.plan.offsets[program.storage.scratch[node.name]]
             arguments.append(f"arena + {offset}")
