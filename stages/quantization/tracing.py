@@ -25,7 +25,8 @@ class Traced:
 
     Args:
         root: a copy of the module.
-        graph: its operations; modules of torch.nn are one operation each, all other modules are opened.
+        graph: its operations; modules of torch.nn are one operation each, and so are those of STOCHASTIC_DEPTHS; all
+            others are opened.
         returned: by path, the node that each opened module returned. Those that returned no tensor are left out.
     """
 
@@ -34,12 +35,19 @@ class Traced:
     returned: dict[str, fx.Node]
 
 
+STOCHASTIC_DEPTHS = ("StochasticDepth", "DropPath")
+"""Names of the classes by which torchvision and timm drop branches in training."""
+
+
 class _Tracer(fx.Tracer):
     def __init__(self) -> None:
         super().__init__()
         self.path = ""
         self.returned: dict[str, Any] = {}
         self.twice: list[str] = []
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return type(m).__name__ in STOCHASTIC_DEPTHS or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
         path, outer = self.path_of_module(m), self.path

@@ -169,14 +169,14 @@ class Hopeless(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(1, 4, 3, padding=1, padding_mode="reflect")
-        self.act = nn.Hardswish()
+        self.act = nn.Softplus()
         self.late = nn.BatchNorm2d(4)
-        self.pool = nn.MaxPool2d(2, ceil_mode=True)
-        self.fc = nn.Linear(4 * 4 * 4, 2)
+        self.pool = nn.MaxPool2d(2, dilation=2)
+        self.fc = nn.Linear(4 * 3 * 3, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.pool(self.act(self.conv(x)))
-        return self.fc(torch.sigmoid(x * 2).flatten(1))
+        return self.fc(torch.tanh(x * 2).flatten(1))
 
 
 def test_everything_that_cannot_be_quantized_is_named_at_once() -> None:
@@ -186,10 +186,10 @@ def test_everything_that_cannot_be_quantized_is_named_at_once() -> None:
     for line in (
         "5 operations of the network can't be quantized",
         "conv: convolution with padding_mode='reflect'. Use padding_mode='zeros'",
-        "act: Hardswish has no integer form here. Replace it",
-        "pool: max pooling with dilation, ceil_mode or return_indices",
-        "mul: the operation 'mul'",
-        "sigmoid: the operation 'sigmoid'",
+        "act: Softplus has no integer form here. Replace it",
+        "pool: max pooling with dilation or return_indices",
+        "mul: a product with a number",
+        "tanh: the operation 'tanh'",
     ):
         assert line in message
 
