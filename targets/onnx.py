@@ -323,3 +323,5 @@ _WRITERS: dict[type, Callable[[_Writer, IntegerGraph, Node, Any], None]] = {
     Flatten: _flatten,
     Requantize: _requantize,
 }
+OPERATORS = frozenset(_WRITERS)
+"""The operators of the integer graph that can be written."""

@@ -260,3 +260,5 @@ _WRITERS: dict[type, Callable[[_Writer, IntegerGraph, Node, list[Any], Any], Any
     Flatten: _flatten,
     Requantize: _requantize,
 }
+OPERATORS = frozenset(_WRITERS)
+"""The operators of the integer graph that can be written."""

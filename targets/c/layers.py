@@ -361,3 +361,5 @@ _LOWERINGS: dict[type, Callable[[IntegerGraph, Node], Layer]] = {
     Flatten: _flatten,
     Requantize: _requantize,
 }
+OPERATORS = frozenset(_LOWERINGS)
+"""The operators of the integer graph that have a kernel."""
