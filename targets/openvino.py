@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from kdpipe.targets.artifact import INPUT_NAME, OUTPUT_NAME, describe, kdpipe_version, write_artifact
 from kdpipe.targets.dependencies import require
+from kdpipe.targets.errors import UnsupportedError
 from kdpipe.targets.graph import (
     Add,
     AveragePool2d,
@@ -47,6 +48,8 @@ from kdpipe.targets.packing import pack_lowest_first
 
 STRUCTURE_FILE, CONSTANTS_FILE = "model.xml", "model.bin"
 STORED_BITS = {2: 2, 3: 4, 4: 4, 8: 8}
+SMALLEST_SCALE = 2e-8
+"""Below, with a margin of about 2, OpenVINO 2026.4's CPU plugin takes FakeQuantize's range for empty: wrong values."""
 
 
 def export(graph: IntegerGraph, directory: Path) -> list[Path]:
@@ -55,7 +58,7 @@ def export(graph: IntegerGraph, directory: Path) -> list[Path]:
     The input is float32 `input` [N, C, H, W], normalized; the output float32 `logits` [N, ...]; N is free.
 
     Raises:
-        UnsupportedError: an operator can't be expressed.
+        UnsupportedError: an operator can't be expressed, or a scale is too small for OpenVINO.
         MissingDependencyError: openvino is not installed.
     """
     openvino = require("openvino", "openvino")
@@ -73,6 +76,14 @@ def export(graph: IntegerGraph, directory: Path) -> list[Path]:
 
 def _build(writer: _Writer, graph: IntegerGraph) -> Any:
     refuse_unsupported(graph, _WRITERS, "OpenVINO")
+    for name in _tensor_names(graph):
+        scale = graph.tensor(name).quantization.scale
+        if scale < SMALLEST_SCALE:
+            raise UnsupportedError(
+                f"OpenVINO computes wrong values with steps below {SMALLEST_SCALE}; this layer's is {scale:.3g}",
+                where=f"layer {name}",
+                remedy="Its outputs are practically constant: train longer, or choose another target",
+            )
     parameter = writer.ops.parameter([-1, *graph.input.shape], np.float32, name=INPUT_NAME)
     parameter.output(0).get_tensor().set_names({INPUT_NAME})
     tensors = {graph.input_name: writer.quantize(parameter, graph.input_name, graph.input.quantization)}

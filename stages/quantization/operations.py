@@ -6,7 +6,7 @@ A user's module spells an addition `a + b`, `a.add_(b)` or `torch.add(a, b)`, an
 | operation | form afterwards |
 | --- | --- |
 | convolution, linear | call_module of nn.Conv2d, nn.Linear |
-| batch norm | call_module of nn.BatchNorm2d, nn.BatchNorm1d |
+| batch norm | call_module of nn.BatchNorm2d behind a convolution, of nn.BatchNorm1d |
 | ReLU, ReLU6 | call_function torch.relu, with what caps it in its `meta` |
 | sigmoid, SiLU, hard sigmoid, hard swish | call_module of Function |
 | sum, product of two tensors | call_function operator.add, operator.mul |
@@ -32,6 +32,7 @@ from torch import fx, nn
 
 from kdpipe.stages.quantization import rearrangements
 from kdpipe.stages.quantization.layers import AveragePool
+from kdpipe.stages.quantization.lone_batch_norm import give_a_layer
 from kdpipe.stages.quantization.normalized import (
     INSERTED,
     Complaint,
@@ -102,6 +103,7 @@ def normalize(traced: Traced) -> Normalized:
             result.problems.append(Problem(node.meta[PATH], *problem))
     if len([node for node in traced.graph.nodes if node.op == "placeholder"]) != 1:
         result.problems.append(Problem("", "it takes several inputs", "One input tensor can be deployed"))
+    give_a_layer(result)
     for node in reversed(list(traced.graph.nodes)):
         if node.op in ("call_function", "call_method") and SHAPE not in node.meta and not node.users:
             traced.graph.erase_node(node)

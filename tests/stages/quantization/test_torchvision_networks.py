@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 from kdpipe.stages.quantization.activations import calibrating
 from kdpipe.stages.quantization.fidelity import compare
 from kdpipe.stages.quantization.prepare import QuantizationConfig, input_quantizer, prepare
+from kdpipe.targets.devices.host_c import HostC
+from kdpipe.targets.devices.host_litert import HostLitert
+from kdpipe.targets.devices.host_onnxruntime import HostOnnxruntime
+from kdpipe.targets.devices.host_openvino import HostOpenvino
+from kdpipe.targets.exporters import EXPORTERS
+from kdpipe.targets.fixed_point import Rounding
+from kdpipe.targets.graph import IntegerGraph
 from kdpipe.targets.lower import lower
 
-NETWORKS = {
-    "resnet18": 64,
-    "mobilenet_v2": 64,
-    "mobilenet_v3_small": 64,
-    "shufflenet_v2_x0_5": 64,
-    "squeezenet1_1": 64,
-    "efficientnet_b0": 64,
-    "regnet_y_400mf": 64,
-}
-SIZE = 64
+NETWORKS = (
+    *("resnet18", "mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1", "efficientnet_b0"),
+    "regnet_y_400mf",
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,27 +37,53 @@ def models() -> ModuleType:
     return pytest.importorskip("torchvision.models", exc_type=ImportError)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_prepared_and_lowered_agree(name: str, models: ModuleType) -> None:
+def deployed(
+    models: ModuleType, name: str, rounding: Rounding, size: int
+) -> tuple[fx.GraphModule, IntegerGraph, torch.Tensor]:
+    """A network with the weights it starts with and batch norms as training leaves them, quantized and lowered."""
     torch.manual_seed(0)
-    network = models.get_model(name, num_classes=10).eval()
+    network = models.get_model(name, num_classes=10).train()
+    images = torch.randn(8, 3, size, size)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.2)
-    images = torch.randn(8, 3, SIZE, SIZE)
-    network.train()
+            module.momentum = None  # the mean of all batches
     with torch.no_grad():
-        for _ in range(10):
-            network(images)
-    network.eval()
-    prepared = prepare(network, images[:2], QuantizationConfig(4, 8))
+        network(images)
+        network(images)
+    prepared = prepare(network.eval(), images[:2], QuantizationConfig(4, 8, 8, rounding))
     input_quantizer(prepared).set_range(-4, 4)
     with torch.no_grad(), calibrating(prepared):
         prepared(images)
     prepared.eval()
-    graph = lower(prepared, (3, SIZE, SIZE), name="g")
-    found = compare(prepared, graph, images[:2])
+    return prepared, lower(prepared, (3, size, size), name="g", rounding=rounding), images[:2]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "resnet18" else []) for name in NETWORKS]
+)
+def test_prepared_and_lowered_agree(name: str, models: ModuleType) -> None:
+    prepared, graph, images = deployed(models, name, "single", 32)
+    found = compare(prepared, graph, images)
     assert found.max_step_difference <= 1
     assert found.worst[1] >= 0.999
     assert found.top1_agreement == 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_target_computes_each_layer_to_one_step_and_c_exactly(
+    name: str, models: ModuleType, layer_differences, tmp_path: Path
+) -> None:
+    _, graph, images = deployed(models, name, "tflite", 64)
+    inputs = graph.input.quantization.quantize(images.numpy())
+    devices = {"onnx": HostOnnxruntime(), "openvino": HostOpenvino(), "tflite": HostLitert(), "c": HostC()}
+    for target, device in devices.items():
+        directory = tmp_path / target
+        directory.mkdir()
+        EXPORTERS[target].export(graph, directory)
+        trace = {graph.input_name: inputs, **device.trace(directory, inputs)}
+        differences = layer_differences(graph, trace)
+        assert len(differences) >= len(graph.nodes) - 1  # LiteRT leaves out a Flatten
+        assert max(differences.values()) <= (0 if target == "c" else 1), target
