@@ -35,6 +35,9 @@ OPERATORS = (
     *("product", "squeeze_excite", "lookup", "concat", "slice", "channel_shuffle", "upsample"),
 )
 
+SMALLEST_REACH = 4e-6
+"""What keeps a chain of small weights, or of zeros, above the steps that OpenVINO computes rightly."""
+
 
 def random_inputs(graph: IntegerGraph, count: int, seed: int = 0) -> NDArray[np.int8]:
     """Return stored integers over the whole of the input's range, int8 [count, *shape]."""
@@ -157,11 +160,13 @@ class _Builder:
         return Weight(values, self.rng.uniform(0.005, 0.02, shape[0]).astype(np.float32), bits)
 
     def reach(self, weight: Weight) -> float:
-        """Return about one standard deviation of the accumulator, as a real number, but at least 0.001."""
+        """Return about one standard deviation of the accumulator, as a real number."""
         source = self.types[self.current].quantization
         steps = (source.qmax - source.qmin) / np.sqrt(12) + abs((source.qmax + source.qmin) / 2 - source.zero_point)
         fan_in = weight.values[0].size
-        return max(float(source.scale * steps * weight.scales.mean() * weight.values.std() * np.sqrt(fan_in)), 1e-3)
+        return max(
+            float(source.scale * steps * weight.scales.mean() * weight.values.std() * np.sqrt(fan_in)), SMALLEST_REACH
+        )
 
     def bias(self, weight: Weight) -> NDArray[np.int32]:
         source = self.types[self.current].quantization
@@ -255,7 +260,7 @@ class _Builder:
     def multiply(self, inputs: tuple[str, str]) -> None:
         spreads = [self.types[name].quantization for name in inputs]
         reach = spreads[0].scale * 2 ** spreads[0].bits * spreads[1].scale * 2 ** spreads[1].bits / 16
-        self.add(Mul(), inputs, self.types[inputs[0]].shape, self.quantization(max(reach, 1e-3)))
+        self.add(Mul(), inputs, self.types[inputs[0]].shape, self.quantization(max(reach, SMALLEST_REACH)))
 
     def lookup(self) -> None:
         function = str(self.rng.choice(tuple(FUNCTIONS)))
