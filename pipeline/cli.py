@@ -37,6 +37,7 @@ class Listing(StrEnum):
     STAGES = "stages"
     MODELS = "models"
     TARGETS = "targets"
+    OPS = "ops"
     DEVICES = "devices"
     LOSSES = "losses"
     DATA = "data"

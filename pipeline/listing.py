@@ -42,6 +42,23 @@ def list_targets() -> Iterator[Row]:
     yield from ({"name": name, "summary": EXPORTERS[name].summary} for name in EXPORTERS)
 
 
+def list_operators() -> Iterator[Row]:
+    """Yield the operators of the integer graph with, for each target, whether it can write them."""
+    from typing import get_args
+
+    from kdpipe.targets.exporters import EXPORTERS
+    from kdpipe.targets.graph import Operator
+
+    written = {name: EXPORTERS[name].operators() for name in EXPORTERS}
+    for operator in get_args(Operator):
+        summary = (operator.__doc__ or "").split("\n\n")[0].split(";")[0].split(":")[0].rstrip(".")
+        yield {
+            "name": operator.__name__,
+            **{name: operator in table for name, table in written.items()},
+            "summary": summary,
+        }
+
+
 def list_devices() -> Iterator[Row]:
     """Yield the devices with the formats that each runs."""
     from kdpipe.targets.devices.registry import DEVICES
@@ -71,6 +88,7 @@ LISTINGS: dict[str, Callable[[], Iterator[Row]]] = {
     "stages": list_stages,
     "models": list_models,
     "targets": list_targets,
+    "ops": list_operators,
     "devices": list_devices,
     "losses": list_losses,
     "data": list_data,

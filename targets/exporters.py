@@ -41,6 +41,11 @@ class Exporter:
         function: ExportFunction = getattr(import_module(module), name)
         return function(graph, directory)
 
+    def operators(self) -> frozenset[type]:
+        """Return the operators of the integer graph that it can write: `OPERATORS` of the function's module."""
+        operators: frozenset[type] = import_module(self.function.split(":")[0]).OPERATORS
+        return operators
+
 
 EXPORTERS: Registry[Exporter] = Registry("target")
 for _name, _exporter in {

@@ -187,7 +187,80 @@ class Requantize:
     """From one quantization to another: out = requantize(q - z, s_in / s_out)."""
 
 
-Operator = Conv2d | Linear | Add | MaxPool2d | AveragePool2d | Flatten | Requantize
+@dataclass(frozen=True)
+class Mul:
+    """Product of two tensors, each with its own scale; the second has the first's shape, or [C, 1, 1].
+
+    out = requantize((q_1 - z_1) * (q_2 - z_2), s_1 * s_2 / s_out), as TFLite's reference kernel computes it. With
+    [C, 1, 1] every position of channel c is multiplied by the one number of c (squeeze-and-excitation).
+    """
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """A function of each element by itself, as a table of 256 integers.
+
+    out = clamp(z_out + round(f(s_in * (q - z_in)) / s_out), qmin, qmax), in float64, halves to even.
+
+    Args:
+        function: hard_sigmoid, hard_swish, sigmoid or silu; see `lookup.py`.
+    """
+
+    function: str
+
+
+@dataclass(frozen=True)
+class Concat:
+    """The channels (or features) of two or more tensors, one after the other; all have the output's quantization."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Channels (or features) start to stop - 1: out[c] = q[start + c]; input and output have one quantization."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class ChannelShuffle:
+    """Channels in another order: out[c] = q[(c mod groups) * (C / groups) + floor(c / groups)].
+
+    Input and output have one quantization. Source: ShuffleNet, Zhang et al. 2018, arXiv:1707.01083.
+
+    Args:
+        groups: divides C.
+    """
+
+    groups: int
+
+
+@dataclass(frozen=True)
+class Upsample:
+    """Nearest neighbour: out[c, y, x] = q[c, floor(y / factor), floor(x / factor)], with its input's quantization.
+
+    Args:
+        factor: (vertical, horizontal), each at least 1.
+    """
+
+    factor: Pair
+
+
+Operator = (
+    Conv2d
+    | Linear
+    | Add
+    | Mul
+    | Lookup
+    | MaxPool2d
+    | AveragePool2d
+    | Concat
+    | Slice
+    | ChannelShuffle
+    | Upsample
+    | Flatten
+    | Requantize
+)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,18 +11,27 @@ from kdpipe.targets.fixed_point import quantize_multiplier
 from kdpipe.targets.graph import (
     Add,
     AveragePool2d,
+    ChannelShuffle,
+    Concat,
     Conv2d,
     Flatten,
     IntegerGraph,
     Linear,
+    Lookup,
     MaxPool2d,
+    Mul,
     Node,
     Requantize,
+    Slice,
     TensorType,
+    Upsample,
     accumulator_bound,
     convolution_output_size,
     overflows_int32,
 )
+from kdpipe.targets.lookup import FUNCTIONS
+
+_KEEPS_QUANTIZATION = (MaxPool2d, AveragePool2d, Flatten, Concat, Slice, ChannelShuffle, Upsample)
 
 
 def check_graph(graph: IntegerGraph) -> None:
@@ -50,16 +59,20 @@ def check_graph(graph: IntegerGraph) -> None:
 
 
 def _check_node(node: Node, inputs: list[TensorType]) -> None:
-    arity = 2 if isinstance(node.op, Add) else 1
-    if len(inputs) != arity:
-        raise GraphError(f"{type(node.op).__name__} takes {arity} inputs, not {len(inputs)}")
+    if isinstance(node.op, Concat):
+        if len(inputs) < 2:
+            raise GraphError(f"Concat takes at least 2 inputs, not {len(inputs)}")
+    else:
+        arity = 2 if isinstance(node.op, Add | Mul) else 1
+        if len(inputs) != arity:
+            raise GraphError(f"{type(node.op).__name__} takes {arity} inputs, not {len(inputs)}")
     expected = _output_shape(node, inputs)
     if node.output.shape != expected:
         raise GraphError(f"its output has shape {node.output.shape}, but its operator gives {expected}")
     if any(size < 1 for size in expected):
         raise GraphError(f"its window does not fit the input of shape {inputs[0].shape}")
-    if isinstance(node.op, MaxPool2d | AveragePool2d | Flatten):
-        if node.output.quantization != inputs[0].quantization:
+    if isinstance(node.op, _KEEPS_QUANTIZATION):
+        if any(tensor.quantization != node.output.quantization for tensor in inputs):
             raise GraphError(f"{type(node.op).__name__} must keep its input's quantization")
     elif isinstance(node.op, Conv2d | Linear):
         _check_accumulation(node.op, inputs[0], node.output)
@@ -67,7 +80,10 @@ def _check_node(node: Node, inputs: list[TensorType]) -> None:
         twice_max = 2 * max(tensor.quantization.scale for tensor in inputs)
         # Each input is at most 255 steps, shifted by 20 and scaled by at most a half.
         _check_factor(twice_max / (2**20 * node.output.quantization.scale), 255 << 20)
-    else:
+    elif isinstance(node.op, Mul):
+        product = inputs[0].quantization.scale * inputs[1].quantization.scale
+        _check_factor(product / node.output.quantization.scale, 255 * 255)
+    elif isinstance(node.op, Requantize):
         _check_factor(inputs[0].quantization.scale / node.output.quantization.scale, 255)
 
 
@@ -106,13 +122,37 @@ def _output_shape(node: Node, inputs: list[TensorType]) -> tuple[int, ...]:
         if inputs[1].shape != shape:
             raise GraphError(f"adds tensors of shapes {shape} and {inputs[1].shape}")
         return shape
+    if isinstance(op, Mul):
+        if inputs[1].shape not in (shape, (shape[0], *[1] * len(shape[1:]))):
+            raise GraphError(f"multiplies tensors of shapes {shape} and {inputs[1].shape}")
+        return shape
+    if isinstance(op, Lookup):
+        if op.function not in FUNCTIONS:
+            raise GraphError(f"unknown function {op.function!r}", remedy="Known: " + ", ".join(FUNCTIONS))
+        return shape
     if isinstance(op, Requantize):
         return shape
     if isinstance(op, Flatten):
         return (int(np.prod(shape)),)
+    if isinstance(op, Concat):
+        if any(tensor.shape[1:] != shape[1:] or not tensor.shape for tensor in inputs):
+            raise GraphError(f"joins the channels of tensors of shapes {', '.join(str(t.shape) for t in inputs)}")
+        return (sum(tensor.shape[0] for tensor in inputs), *shape[1:])
+    if isinstance(op, Slice):
+        if not 0 <= op.start < op.stop <= shape[0]:
+            raise GraphError(f"takes channels {op.start} to {op.stop} of {shape[0]}")
+        return (op.stop - op.start, *shape[1:])
     if len(shape) != 3:
         raise GraphError(f"{type(op).__name__} takes [C, H, W], its input has shape {shape}")
     channels, height, width = shape
+    if isinstance(op, ChannelShuffle):
+        if op.groups < 1 or channels % op.groups:
+            raise GraphError(f"{op.groups} groups do not divide {channels} channels")
+        return shape
+    if isinstance(op, Upsample):
+        if min(op.factor) < 1:
+            raise GraphError(f"the factor {op.factor} is out of range")
+        return (channels, height * op.factor[0], width * op.factor[1])
     if isinstance(op, Conv2d):
         return _convolution_shape(op, channels, height, width)
     top, left, bottom, right = op.padding if isinstance(op, MaxPool2d) else (0, 0, 0, 0)

@@ -14,24 +14,34 @@ from kdpipe.targets.errors import ArtifactError, KdpipeError
 from kdpipe.targets.graph import (
     Add,
     AveragePool2d,
+    ChannelShuffle,
+    Concat,
     Conv2d,
     Flatten,
     IntegerGraph,
     Linear,
+    Lookup,
     MaxPool2d,
+    Mul,
     Node,
     Normalization,
     Operator,
     Quantization,
     Requantize,
+    Slice,
     TensorType,
+    Upsample,
     Weight,
 )
 
 FORMAT = 1
 STRUCTURE_FILE, CONSTANTS_FILE = "graph.json", "weights.safetensors"
 _PLAIN_OPERATORS: dict[str, type] = {
-    operator.__name__: operator for operator in (Add, MaxPool2d, AveragePool2d, Flatten, Requantize)
+    operator.__name__: operator
+    for operator in (
+        *(Add, Mul, Lookup, Concat, Slice, ChannelShuffle, Upsample),
+        *(MaxPool2d, AveragePool2d, Flatten, Requantize),
+    )
 }
 
 

@@ -1,10 +1,10 @@
 """From a quantized torch module to the integer graph.
 
 The module is a `torch.fx.GraphModule` in which every tensor that integer hardware stores goes through an activation
-quantizer (`kdpipe.stages.quantization.prepare` makes such modules from ordinary ones). What a quantizer and a
-quantized layer must offer is declared here, so that this module depends on no training code. Batch norm is absorbed
-into the scales of the convolution before it: with the trained scale s_w[o], the statistics mu and var and the
-parameters gamma and beta of a channel o,
+quantizer (`kdpipe.stages.quantization.prepare` makes such modules from ordinary ones). What its modules must offer is
+declared in `quantized_modules.py`, so that nothing here depends on training code. Batch norm is absorbed into the
+scales of the convolution before it: with the trained scale s_w[o], the statistics mu and var and the parameters gamma
+and beta of a channel o,
 
     y[o] = a * (s_in * s_w * acc + b - mu) + beta,   a = gamma / sqrt(var + eps),   b the layer's own bias
          = s_in * (s_w * |a|) * (sign(a) * acc + bias),   bias = round((a * (b - mu) + beta) / (s_in * s_w * |a|))
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from kdpipe.targets.errors import GraphError, KdpipeError, UnsupportedError
 from kdpipe.targets.fixed_point import INT32_MAX, Rounding
 from kdpipe.targets.graph import (
-    Add,
     AveragePool2d,
+    Concat,
     Conv2d,
     Flatten,
     IntegerGraph,
@@ -41,46 +41,22 @@ from kdpipe.targets.graph import (
     TensorType,
     Weight,
 )
+from kdpipe.targets.quantized_modules import (
+    ActivationQuantizer,
+    InactiveInEvaluation,
+    QuantizedLayer,
+    Rearrangement,
+    StoredOperation,
+)
 
 if TYPE_CHECKING:
-    from torch import Tensor, fx
+    from torch import fx
 
 PATH = "path"
 """Key of an fx node's `meta` under which the name of its tensor in the integer graph stands."""
 
 NEGLIGIBLE_STEPS = 1e-3
 """A channel that can't move its output by more than this many steps, whatever its input, is lowered to a constant."""
-
-
-@runtime_checkable
-class ActivationQuantizer(Protocol):
-    """A module that rounds real activations to the values that stored integers stand for."""
-
-    def quantization(self) -> Quantization:
-        """Return scale, zero point and range.
-
-        Raises:
-            GraphError: the scale is zero, negative or not finite; `where` names the tensor.
-        """
-        ...
-
-
-@runtime_checkable
-class QuantizedLayer(Protocol):
-    """A convolution or linear module (with nn.Conv2d's or nn.Linear's attributes) that has integer weights."""
-
-    def integer_weight(self) -> tuple[Tensor, Tensor, int]:
-        """Return the stored weights, int8 in the weight's shape, their scales, float32 [O], and their width."""
-        ...
-
-
-@runtime_checkable
-class StoredSum(Protocol):
-    """A module that adds two stored tensors; its output goes to a quantizer."""
-
-    def unit(self) -> float:
-        """Return what one unit of its integer accumulator stands for."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -200,8 +176,11 @@ class _Accumulation:
 
 
 @dataclass(frozen=True)
-class _Sum:
-    inputs: tuple[str, str]
+class _Pending:
+    """An operator whose output is not yet rounded."""
+
+    op: Operator
+    inputs: tuple[str, ...]
 
 
 @dataclass
@@ -209,7 +188,7 @@ class _Lowering:
     """The walk over the module's graph. `values` says what each fx node is: a stored tensor, by name, or a part."""
 
     module: Any
-    values: dict[Any, str | _Accumulation | _Sum] = field(default_factory=dict)
+    values: dict[Any, str | _Accumulation | _Pending] = field(default_factory=dict)
     types: dict[str, TensorType] = field(default_factory=dict)
     nodes: list[Node] = field(default_factory=list)
     shapes: dict[Any, tuple[int, ...]] = field(default_factory=dict)
@@ -278,8 +257,11 @@ class _Lowering:
             layer = self.module.get_submodule(node.target)
             if isinstance(layer, ActivationQuantizer):
                 self._quantize(node, path, layer.quantization())
-            elif isinstance(layer, StoredSum):
-                self.values[node] = _Sum((self._stored(node.args[0], path), self._stored(node.args[1], path)))
+            elif isinstance(layer, StoredOperation):
+                inputs = tuple(self._stored(argument, path) for argument in node.args)
+                self.values[node] = _Pending(layer.integer_operator(), inputs)
+            elif isinstance(layer, Rearrangement):
+                self._emit(node, path, layer.rearrangement(), (self._stored(node.args[0], path),))
             elif isinstance(layer, QuantizedLayer):
                 self.values[node] = self._accumulate(node, layer)
             elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
@@ -288,11 +270,9 @@ class _Lowering:
                 op = AveragePool2d(_pair(layer.kernel_size), _pair(layer.stride))
                 self._emit(node, path, op, (self._stored(node.args[0], path),))
             elif isinstance(layer, nn.MaxPool2d):
-                vertical, horizontal = _pair(layer.padding)
-                padding = (vertical, horizontal, vertical, horizontal)
-                pool = MaxPool2d(_pair(layer.kernel_size), _pair(layer.stride), padding)
+                pool = max_pooling(layer, self.shapes[node.args[0]], self.shapes[node])
                 self._emit(node, path, pool, (self._stored(node.args[0], path),))
-            elif isinstance(layer, nn.Identity | nn.Dropout | nn.Dropout2d):
+            elif isinstance(layer, nn.Identity | nn.Dropout | nn.Dropout2d | InactiveInEvaluation):
                 if node.args[0] in self.values:
                     self.values[node] = self.values[node.args[0]]
             else:
@@ -325,12 +305,26 @@ class _Lowering:
         if isinstance(value, _Accumulation):
             op, source = self._requantized(value, quantization), value.source
             self._add(node, path, op, (source,), quantization)
-        elif isinstance(value, _Sum):
-            self._add(node, path, Add(), value.inputs, quantization)
+        elif isinstance(value, _Pending):
+            inputs = value.inputs
+            if isinstance(value.op, Concat):
+                inputs = tuple(self._brought_to(name, quantization, path) for name in inputs)
+            self._add(node, path, value.op, inputs, quantization)
         elif value is not None:
             self._add(node, path, Requantize(), (value,), quantization)
         else:
             raise UnsupportedError("a quantizer reads a tensor that has no integer form", where=f"layer {path}")
+
+    def _brought_to(self, name: str, quantization: Quantization, path: str) -> str:
+        """Return the name of the tensor `name` in another quantization, for the reader `path`."""
+        if self.types[name].quantization == quantization:
+            return name
+        converted = f"{path}.{name}"
+        if converted not in self.types:
+            lowered = Node(converted, Requantize(), (name,), TensorType(self.types[name].shape, quantization))
+            self.nodes.append(lowered)
+            self.types[converted] = lowered.output
+        return converted
 
     def _accumulate(self, node: Any, layer: Any) -> _Accumulation:
         outputs = layer.weight.shape[0]
@@ -380,6 +374,22 @@ def convolution_padding(layer: Any) -> Padding:
         return (before[0], before[1], totals[0] - before[0], totals[1] - before[1])
     vertical, horizontal = _pair(layer.padding)
     return (vertical, horizontal, vertical, horizontal)
+
+
+def max_pooling(layer: Any, source: tuple[int, ...], output: tuple[int, ...]) -> MaxPool2d:
+    """Return the operator of an nn.MaxPool2d, also where ceil_mode lets its windows reach beyond the padding.
+
+    Args:
+        layer: without dilation.
+        source: the input's [C, H, W].
+        output: the output's [C, H, W].
+    """
+    kernel, stride, before = _pair(layer.kernel_size), _pair(layer.stride), _pair(layer.padding)
+    after = before
+    if layer.ceil_mode:
+        reach = [(output[1 + axis] - 1) * stride[axis] + kernel[axis] for axis in (0, 1)]
+        after = (max(0, reach[0] - source[1] - before[0]), max(0, reach[1] - source[2] - before[1]))
+    return MaxPool2d(kernel, stride, (*before, *after))
 
 
 def _float64(tensor: Any) -> NDArray[np.float64]:

@@ -3,8 +3,9 @@
 Each tensor of the integer graph is stored under "NAME/stored" as uint8, 128 above the graph's own integers: on x86,
 onnxruntime has integer kernels for unsigned activations only. A weight of 2 bits is an INT2 initializer, one
 of 3 or 4 bits INT4; a Cast to INT8 and a DequantizeLinear follow. onnxruntime folds the Cast when it loads the model
-and fuses DequantizeLinear - operator - QuantizeLinear into one integer kernel. Pools, Flatten and the Clip of
-activations of fewer than 8 bits work on the stored integers directly.
+and fuses DequantizeLinear - operator - QuantizeLinear into one integer kernel. Maximum pooling, Flatten, what
+only moves channels or pixels, and the Clip of activations of fewer than 8 bits work on the stored integers directly. A
+Lookup is its function in float32 between the two.
 
 Runtimes requantize in floating point (ONNX's QuantizeLinear: round half to even), so that a stored integer can be
 one step from the integer graph's, whose fixed point rounds halves away or up.
@@ -27,14 +28,20 @@ from kdpipe.targets.dependencies import require
 from kdpipe.targets.graph import (
     Add,
     AveragePool2d,
+    ChannelShuffle,
+    Concat,
     Conv2d,
     Flatten,
     IntegerGraph,
     Linear,
+    Lookup,
     MaxPool2d,
+    Mul,
     Node,
     Quantization,
     Requantize,
+    Slice,
+    Upsample,
     Weight,
 )
 from kdpipe.targets.operator_support import refuse_unsupported
@@ -134,6 +141,10 @@ class _Writer:
             self.initializers.append(self.onnx.numpy_helper.from_array(np.array(values, order="C"), name))
         return name
 
+    def integers(self, *values: int) -> str:
+        """Return the name of the int64 constant [values...]."""
+        return self.constant(f"integers/{'_'.join(map(str, values))}", np.array(values, np.int64))
+
     def packed_constant(self, name: str, values: NDArray[np.int8], bits: int) -> str:
         tensor = self.onnx.TensorProto(name=name, dims=values.shape, raw_data=pack_lowest_first(values, bits))
         tensor.data_type = {2: self.onnx.TensorProto.INT2, 4: self.onnx.TensorProto.INT4}[bits]
@@ -219,6 +230,51 @@ def _add(writer: _Writer, graph: IntegerGraph, node: Node, op: Add) -> None:
     _finish(writer, node, "Add", _reals(writer, graph, node))
 
 
+def _mul(writer: _Writer, graph: IntegerGraph, node: Node, op: Mul) -> None:
+    _finish(writer, node, "Mul", _reals(writer, graph, node))
+
+
+def _lookup(writer: _Writer, graph: IntegerGraph, node: Node, op: Lookup) -> None:
+    (real,) = _reals(writer, graph, node)
+    if op.function == "hard_sigmoid":
+        _finish(writer, node, "HardSigmoid", [real], alpha=1 / 6, beta=0.5)
+    elif op.function == "silu":
+        gate = writer.node("Sigmoid", [real], f"{node.name}/gate")
+        _finish(writer, node, "Mul", [real, gate])
+    else:
+        _finish(writer, node, {"hard_swish": "HardSwish", "sigmoid": "Sigmoid"}[op.function], [real])
+
+
+def _concat(writer: _Writer, graph: IntegerGraph, node: Node, op: Concat) -> None:
+    writer.node("Concat", [stored_name(name) for name in node.inputs], stored_name(node.name), axis=1)
+
+
+def _slice(writer: _Writer, graph: IntegerGraph, node: Node, op: Slice) -> None:
+    limits = [writer.integers(op.start), writer.integers(op.stop), writer.integers(1)]
+    writer.node("Slice", [stored_name(node.inputs[0]), *limits], stored_name(node.name))
+
+
+def _channel_shuffle(writer: _Writer, graph: IntegerGraph, node: Node, op: ChannelShuffle) -> None:
+    channels, height, width = node.output.shape
+    # In Reshape, 0 keeps the batch.
+    groups = writer.integers(0, op.groups, channels // op.groups, height, width)
+    split = writer.node("Reshape", [stored_name(node.inputs[0]), groups], f"{node.name}/groups")
+    swapped = writer.node("Transpose", [split], f"{node.name}/swapped", perm=[0, 2, 1, 3, 4])
+    writer.node("Reshape", [swapped, writer.integers(0, channels, height, width)], stored_name(node.name))
+
+
+def _upsample(writer: _Writer, graph: IntegerGraph, node: Node, op: Upsample) -> None:
+    scales = writer.constant(f"{node.name}/factors", np.array([1, 1, *op.factor], np.float32))
+    writer.node(
+        "Resize",
+        [stored_name(node.inputs[0]), "", scales],
+        stored_name(node.name),
+        mode="nearest",
+        coordinate_transformation_mode="asymmetric",
+        nearest_mode="floor",
+    )
+
+
 def _average_pool2d(writer: _Writer, graph: IntegerGraph, node: Node, op: AveragePool2d) -> None:
     _finish(
         writer,
@@ -256,8 +312,16 @@ _WRITERS: dict[type, Callable[[_Writer, IntegerGraph, Node, Any], None]] = {
     Conv2d: _conv2d,
     Linear: _linear,
     Add: _add,
+    Mul: _mul,
+    Lookup: _lookup,
+    Concat: _concat,
+    Slice: _slice,
+    ChannelShuffle: _channel_shuffle,
+    Upsample: _upsample,
     MaxPool2d: _max_pool2d,
     AveragePool2d: _average_pool2d,
     Flatten: _flatten,
     Requantize: _requantize,
 }
+OPERATORS = frozenset(_WRITERS)
+"""The operators of the integer graph that can be written."""

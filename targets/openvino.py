@@ -23,17 +23,24 @@ from numpy.typing import NDArray
 
 from kdpipe.targets.artifact import INPUT_NAME, OUTPUT_NAME, describe, kdpipe_version, write_artifact
 from kdpipe.targets.dependencies import require
+from kdpipe.targets.errors import UnsupportedError
 from kdpipe.targets.graph import (
     Add,
     AveragePool2d,
+    ChannelShuffle,
+    Concat,
     Conv2d,
     Flatten,
     IntegerGraph,
     Linear,
+    Lookup,
     MaxPool2d,
+    Mul,
     Node,
     Quantization,
     Requantize,
+    Slice,
+    Upsample,
     Weight,
 )
 from kdpipe.targets.operator_support import refuse_unsupported
@@ -41,6 +48,8 @@ from kdpipe.targets.packing import pack_lowest_first
 
 STRUCTURE_FILE, CONSTANTS_FILE = "model.xml", "model.bin"
 STORED_BITS = {2: 2, 3: 4, 4: 4, 8: 8}
+SMALLEST_SCALE = 2e-8
+"""Below, with a margin of about 2, OpenVINO 2026.4's CPU plugin takes FakeQuantize's range for empty: wrong values."""
 
 
 def export(graph: IntegerGraph, directory: Path) -> list[Path]:
@@ -49,7 +58,7 @@ def export(graph: IntegerGraph, directory: Path) -> list[Path]:
     The input is float32 `input` [N, C, H, W], normalized; the output float32 `logits` [N, ...]; N is free.
 
     Raises:
-        UnsupportedError: an operator can't be expressed.
+        UnsupportedError: an operator can't be expressed, or a scale is too small for OpenVINO.
         MissingDependencyError: openvino is not installed.
     """
     openvino = require("openvino", "openvino")
@@ -67,6 +76,14 @@ def export(graph: IntegerGraph, directory: Path) -> list[Path]:
 
 def _build(writer: _Writer, graph: IntegerGraph) -> Any:
     refuse_unsupported(graph, _WRITERS, "OpenVINO")
+    for name in _tensor_names(graph):
+        scale = graph.tensor(name).quantization.scale
+        if scale < SMALLEST_SCALE:
+            raise UnsupportedError(
+                f"OpenVINO computes wrong values with steps below {SMALLEST_SCALE}; this layer's is {scale:.3g}",
+                where=f"layer {name}",
+                remedy="Its outputs are practically constant: train longer, or choose another target",
+            )
     parameter = writer.ops.parameter([-1, *graph.input.shape], np.float32, name=INPUT_NAME)
     parameter.output(0).get_tensor().set_names({INPUT_NAME})
     tensors = {graph.input_name: writer.quantize(parameter, graph.input_name, graph.input.quantization)}
@@ -181,6 +198,43 @@ def _add(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any], op
     return writer.quantize(writer.ops.add(*inputs), node.name, node.output.quantization)
 
 
+def _mul(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any], op: Mul) -> Any:
+    return writer.quantize(writer.ops.multiply(*inputs), node.name, node.output.quantization)
+
+
+def _lookup(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any], op: Lookup) -> Any:
+    ops = writer.ops
+    functions = {"hard_sigmoid": ops.hsigmoid, "hard_swish": ops.hswish, "sigmoid": ops.sigmoid, "silu": ops.swish}
+    return writer.quantize(functions[op.function](inputs[0]), node.name, node.output.quantization)
+
+
+def _concat(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any], op: Concat) -> Any:
+    return writer.named(writer.ops.concat(inputs, 1), node.name)
+
+
+def _slice(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any], op: Slice) -> Any:
+    start, stop, step, axis = (writer.constant(np.array([value], np.int64)) for value in (op.start, op.stop, 1, 1))
+    return writer.named(writer.ops.slice(inputs[0], start, stop, step, axis), node.name)
+
+
+def _channel_shuffle(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any], op: ChannelShuffle) -> Any:
+    return writer.named(writer.ops.shuffle_channels(inputs[0], 1, op.groups), node.name)
+
+
+def _upsample(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any], op: Upsample) -> Any:
+    factors = writer.constant(np.array(op.factor, np.float32))
+    resized = writer.ops.interpolate(
+        inputs[0],
+        factors,
+        "nearest",
+        "scales",
+        coordinate_transformation_mode="asymmetric",
+        nearest_mode="floor",
+        axes=writer.constant(np.array([2, 3], np.int64)),
+    )
+    return writer.named(resized, node.name)
+
+
 def _average_pool2d(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any], op: AveragePool2d) -> Any:
     real = writer.ops.avg_pool(inputs[0], list(op.stride), [0, 0], [0, 0], list(op.kernel), True)
     return writer.quantize(real, node.name, node.output.quantization)
@@ -206,8 +260,16 @@ _WRITERS: dict[type, Callable[[_Writer, IntegerGraph, Node, list[Any], Any], Any
     Conv2d: _conv2d,
     Linear: _linear,
     Add: _add,
+    Mul: _mul,
+    Lookup: _lookup,
+    Concat: _concat,
+    Slice: _slice,
+    ChannelShuffle: _channel_shuffle,
+    Upsample: _upsample,
     MaxPool2d: _max_pool2d,
     AveragePool2d: _average_pool2d,
     Flatten: _flatten,
     Requantize: _requantize,
 }
+OPERATORS = frozenset(_WRITERS)
+"""The operators of the integer graph that can be written."""

@@ -22,18 +22,25 @@ from kdpipe.targets.fixed_point import (
 from kdpipe.targets.graph import (
     Add,
     AveragePool2d,
+    ChannelShuffle,
+    Concat,
     Conv2d,
     Flatten,
     IntegerGraph,
     Linear,
+    Lookup,
     MaxPool2d,
+    Mul,
     Operator,
     Padding,
     Pair,
     Quantization,
     Requantize,
+    Slice,
     TensorType,
+    Upsample,
 )
+from kdpipe.targets.lookup import lookup_table
 
 Integers = NDArray[np.int64]
 
@@ -161,6 +168,51 @@ def _add(op: Add, values: list[Integers], types: list[TensorType], output: Tenso
     return _requantize(total, multiplier, shift, output.quantization, rounding)
 
 
+def mul_factor(first: Quantization, second: Quantization, output: Quantization) -> tuple[int, int]:
+    """Return (multiplier, shift) of Mul's product."""
+    return quantize_multiplier(first.scale * second.scale / output.scale)
+
+
+def _mul(op: Mul, values: list[Integers], types: list[TensorType], output: TensorType, rounding: Rounding) -> Integers:
+    first, second = types[0].quantization, types[1].quantization
+    product = (values[0] - first.zero_point) * (values[1] - second.zero_point)
+    factor = mul_factor(first, second, output.quantization)
+    return _requantize(product, *factor, output.quantization, rounding)
+
+
+def _lookup(
+    op: Lookup, values: list[Integers], types: list[TensorType], output: TensorType, rounding: Rounding
+) -> Integers:
+    table = lookup_table(op, types[0].quantization, output.quantization)
+    return table[values[0] + 128].astype(np.int64)
+
+
+def _concat(
+    op: Concat, values: list[Integers], types: list[TensorType], output: TensorType, rounding: Rounding
+) -> Integers:
+    return np.concatenate(values, axis=1)
+
+
+def _slice(
+    op: Slice, values: list[Integers], types: list[TensorType], output: TensorType, rounding: Rounding
+) -> Integers:
+    return values[0][:, op.start : op.stop]
+
+
+def _channel_shuffle(
+    op: ChannelShuffle, values: list[Integers], types: list[TensorType], output: TensorType, rounding: Rounding
+) -> Integers:
+    channels = np.arange(output.shape[0])
+    return values[0][:, channels % op.groups * (len(channels) // op.groups) + channels // op.groups]
+
+
+def _upsample(
+    op: Upsample, values: list[Integers], types: list[TensorType], output: TensorType, rounding: Rounding
+) -> Integers:
+    rows, columns = (np.arange(size) // factor for size, factor in zip(output.shape[1:], op.factor, strict=True))
+    return values[0][:, :, rows[:, None], columns]
+
+
 def _max_pool2d(
     op: MaxPool2d, values: list[Integers], types: list[TensorType], output: TensorType, rounding: Rounding
 ) -> Integers:
@@ -197,6 +249,12 @@ _OPERATORS: dict[type, Callable[[Any, list[Integers], list[TensorType], TensorTy
     Conv2d: _conv2d,
     Linear: _linear,
     Add: _add,
+    Mul: _mul,
+    Lookup: _lookup,
+    Concat: _concat,
+    Slice: _slice,
+    ChannelShuffle: _channel_shuffle,
+    Upsample: _upsample,
     MaxPool2d: _max_pool2d,
     AveragePool2d: _average_pool2d,
     Flatten: _flatten,

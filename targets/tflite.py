@@ -26,20 +26,28 @@ from kdpipe.targets.artifact import INPUT_NAME, OUTPUT_NAME, describe, kdpipe_ve
 from kdpipe.targets.graph import (
     Add,
     AveragePool2d,
+    ChannelShuffle,
+    Concat,
     Conv2d,
     Flatten,
     IntegerGraph,
     Linear,
+    Lookup,
     MaxPool2d,
+    Mul,
     Node,
     Padding,
     Pair,
     Quantization,
     Requantize,
+    Slice,
     TensorType,
+    Upsample,
 )
+from kdpipe.targets.lookup import lookup_table
 from kdpipe.targets.operator_support import refuse_unsupported
 from kdpipe.targets.tflite_model import ModelBuilder
+from kdpipe.targets.tflite_padding import tflite_padding
 
 FILE = "model.tflite"
 METADATA = "kdpipe"
@@ -91,33 +99,6 @@ def build_model(graph: IntegerGraph) -> bytes:
 def channels_last(shape: tuple[int, ...]) -> list[int]:
     """Return a graph's shape as TFLite has it, with a batch of one."""
     return [1, *shape[1:], shape[0]] if len(shape) == 3 else [1, *shape]
-
-
-def tflite_padding(
-    size: Pair, kernel: Pair, stride: Pair, padding: Padding, output: Pair, dilation: Pair = (1, 1)
-) -> str | Padding:
-    """Return "VALID" or "SAME" where that is what `padding` amounts to, or else the padding that is really read.
-
-    Args:
-        size: the input's height and width.
-        kernel: of the window; likewise the others.
-        stride: vertical, horizontal.
-        padding: (top, left, bottom, right).
-        output: the output's height and width.
-        dilation: vertical, horizontal.
-    """
-    before, after, same = [], [], []
-    for axis in (0, 1):
-        reach = (output[axis] - 1) * stride[axis] + (kernel[axis] - 1) * dilation[axis] + 1
-        before.append(padding[axis])
-        # A padding at the end that no window reaches is no padding.
-        after.append(max(0, reach - size[axis] - before[axis]))
-        total = max(0, reach - size[axis])
-        is_same_size = output[axis] == -(-size[axis] // stride[axis])
-        same.append(is_same_size and (before[axis], after[axis]) == (total // 2, total - total // 2))
-    if not any(before) and not any(after):
-        return "VALID"
-    return "SAME" if all(same) else (before[0], before[1], after[0], after[1])
 
 
 class _Writer:
@@ -288,6 +269,72 @@ def _add(writer: _Writer, node: Node, op: Add) -> None:
     writer.compute(node, "ADD", inputs, "AddOptions")
 
 
+def _mul(writer: _Writer, node: Node, op: Mul) -> None:
+    writer.compute(node, "MUL", [writer.source(node, 0), writer.source(node, 1)], "MulOptions")
+
+
+def _lookup(writer: _Writer, node: Node, op: Lookup) -> None:
+    """Gather from the table: exact in every interpreter, unlike LOGISTIC and HARD_SWISH, which differ among them."""
+    builder, int32 = writer.builder, writer.schema.TensorType.INT32
+    shape = channels_last(node.output.shape)
+    source = writer.graph.tensor(node.inputs[0]).quantization
+    table = lookup_table(op, source, node.output.quantization)
+    wide, indices = (builder.index(f"{node.name}/{name}", shape) for name in ("integers", "indices"))
+    casts = {"inDataType": writer.schema.TensorType.INT8, "outDataType": int32}
+    builder.operator("CAST", [writer.source(node)], wide, "CastOptions", casts)
+    offset = builder.constant(f"{node.name}/offset", np.array([128], np.int32))
+    builder.operator("ADD", [wide, offset], indices, "AddOptions")
+    quantization = node.output.quantization
+    entries = builder.constant(f"{node.name}/table", table, [quantization.scale], quantization.zero_point)
+    builder.operator("GATHER", [entries, indices], writer.output(node), "GatherOptions", {"axis": 0})
+
+
+def _concat(writer: _Writer, node: Node, op: Concat) -> None:
+    inputs = [writer.source(node, index) for index in range(len(node.inputs))]
+    fields = {"axis": len(node.output.shape), "fusedActivationFunction": writer.schema.ActivationFunctionType.NONE}
+    writer.builder.operator("CONCATENATION", inputs, writer.output(node), "ConcatenationOptions", fields)
+
+
+def _slice(writer: _Writer, node: Node, op: Slice) -> None:
+    # Of the other axes, the batch among them, all is kept: that is what the masks say.
+    others = len(node.output.shape)
+    limits = [
+        writer.builder.constant(f"{node.name}/{name}", np.array([*[fill] * others, last], np.int32))
+        for name, fill, last in (("begin", 0, op.start), ("end", 0, op.stop), ("strides", 1, 1))
+    ]
+    mask = 2**others - 1
+    fields = {"beginMask": mask, "endMask": mask}
+    inputs = [writer.source(node), *limits]
+    writer.builder.operator("STRIDED_SLICE", inputs, writer.output(node), "StridedSliceOptions", fields)
+
+
+def _channel_shuffle(writer: _Writer, node: Node, op: ChannelShuffle) -> None:
+    builder, quantization = writer.builder, node.output.quantization
+    channels, height, width = node.output.shape
+    rows, size = height * width, channels // op.groups
+
+    def reshape(source: int, output: int, name: str, shape: list[int]) -> int:
+        wanted = builder.constant(f"{node.name}/{name}", np.array(shape, np.int32))
+        return builder.operator("RESHAPE", [source, wanted], output, "ReshapeOptions", {"newShape": shape})
+
+    # Batch, rows and columns in one axis, so that the batch stays free and three axes suffice.
+    split = builder.activation(f"{node.name}/groups", [rows, op.groups, size], quantization)
+    reshape(writer.source(node), split, "groups_shape", [-1, op.groups, size])
+    swapped = builder.activation(f"{node.name}/swapped", [rows, size, op.groups], quantization)
+    order = builder.constant(f"{node.name}/order", np.array([0, 2, 1], np.int32))
+    builder.operator("TRANSPOSE", [split, order], swapped, "TransposeOptions")
+    reshape(swapped, writer.output(node), "shape", [-1, height, width, channels])
+
+
+def _upsample(writer: _Writer, node: Node, op: Upsample) -> None:
+    size = writer.builder.constant(f"{node.name}/size", np.array(node.output.shape[1:], np.int32))
+    # Half-pixel centres: floor((y + 0.5) / factor) is the right row whatever the factor's rounding in float32.
+    fields = {"halfPixelCenters": True}
+    inputs = [writer.source(node), size]
+    output = writer.output(node)
+    writer.builder.operator("RESIZE_NEAREST_NEIGHBOR", inputs, output, "ResizeNearestNeighborOptions", fields)
+
+
 def _max_pool2d(writer: _Writer, node: Node, op: MaxPool2d) -> None:
     tensor = writer.graph.tensor(node.inputs[0])
     padding = tflite_padding(
@@ -346,8 +393,16 @@ _WRITERS: dict[type, Callable[[_Writer, Node, Any], None]] = {
     Conv2d: _conv2d,
     Linear: _linear,
     Add: _add,
+    Mul: _mul,
+    Lookup: _lookup,
+    Concat: _concat,
+    Slice: _slice,
+    ChannelShuffle: _channel_shuffle,
+    Upsample: _upsample,
     MaxPool2d: _max_pool2d,
     AveragePool2d: _average_pool2d,
     Flatten: _flatten,
     Requantize: _requantize,
 }
+OPERATORS = frozenset(_WRITERS)
+"""The operators of the integer graph that can be written."""

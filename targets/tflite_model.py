@@ -20,16 +20,22 @@ from kdpipe.targets.packing import pack_lowest_first
 _VERSIONS = {
     "ADD": 2,
     "AVERAGE_POOL_2D": 2,
+    "CAST": 2,
+    "CONCATENATION": 2,
     "CONV_2D": 3,
     "DEPTHWISE_CONV_2D": 3,
     "FULLY_CONNECTED": 4,
+    "GATHER": 2,
     "MAXIMUM": 2,
     "MAX_POOL_2D": 2,
     "MINIMUM": 2,
+    "MUL": 2,
     "PAD": 2,
     "PADV2": 2,
     "QUANTIZE": 2,
     "RESHAPE": 1,
+    "RESIZE_NEAREST_NEIGHBOR": 3,
+    "STRIDED_SLICE": 2,
     "TRANSPOSE": 2,
 }
 FILE_IDENTIFIER = b"TFL3"
@@ -61,6 +67,10 @@ class ModelBuilder:
         tensor = self._tensor(name, shape, self.schema.TensorType.INT8, 0)
         self._set_scales(tensor, [quantization.scale], [quantization.zero_point], 0)
         return self._add(tensor)
+
+    def index(self, name: str, shape: Sequence[int]) -> int:
+        """Add an int32 tensor that is computed, without a scale; `shape` includes the batch."""
+        return self._add(self._tensor(name, shape, self.schema.TensorType.INT32, 0))
 
     def constant(
         self,

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kdpipe.stages.quantization.layers import StoresIntegers, Sum
+from kdpipe.stages.quantization.stored_operations import Product
 from kdpipe.stages.quantization.weights import QuantizedConv2d, QuantizedLinear
 from kdpipe.targets.errors import GraphError, UnsupportedError
 from kdpipe.targets.fixed_point import Rounding, multiply_by_quantized_multiplier, quantize_multipliers
@@ -122,14 +123,31 @@ class StoredSource:
 
 
 @dataclass(frozen=True)
-class SumSource:
-    """A sum of two stored tensors."""
+class OperationSource:
+    """A sum or a product of two stored tensors."""
 
-    sum: Sum
+    operation: Sum | Product
 
     def accumulator(self, real: Tensor, output: Quantization) -> Accumulator:
-        """Return the integer sum."""
-        return _in_units(real, self.sum.unit())
+        """Return the integer sum or product."""
+        return _in_units(real, self.operation.unit())
+
+
+@dataclass(frozen=True)
+class ConcatenationSource:
+    """Stored tensors whose channels lie one after the other.
+
+    Args:
+        parts: for each tensor the quantizer of its integers and its number of channels.
+    """
+
+    parts: tuple[tuple[StoresIntegers, int], ...]
+
+    def accumulator(self, real: Tensor, output: Quantization) -> Accumulator:
+        """Return the stored integers without their zero points."""
+        units = np.concatenate([np.full(count, part.quantization().scale) for part, count in self.parts])
+        scales = torch.from_numpy(units).to(real.device).view(1, -1, *[1] * (real.ndim - 2))
+        return Accumulator((real.double() / scales).round_().to(torch.int64).cpu().numpy(), units)
 
 
 def _in_units(real: Tensor, unit: float) -> Accumulator:
@@ -147,6 +165,7 @@ class ActivationQuantizer(nn.Module):
         source: what the fixed point requantizes; None where it rounds a real number.
         in_place: whether the input may be overwritten in training: nobody else reads it.
         producers: modules whose output is the input: with a hook on one of them nothing is overwritten.
+        ceiling: of the function that the quantizer stands for (6 for a ReLU6): the clip starts at most there.
     """
 
     def __init__(
@@ -159,6 +178,7 @@ class ActivationQuantizer(nn.Module):
         source: Source | None = None,
         in_place: bool = False,
         producers: Iterable[nn.Module] = (),
+        ceiling: float | None = None,
     ) -> None:
         super().__init__()
         if not 2 <= bits <= 8:
@@ -174,6 +194,7 @@ class ActivationQuantizer(nn.Module):
         # In tuples, so that they are not registered as submodules a second time.
         self._source = (source,)
         self._in_place = in_place
+        self._ceiling = ceiling
         self._producers = tuple(producers)
         self._observed: list[Tensor] | None = None
 
@@ -217,7 +238,7 @@ class ActivationQuantizer(nn.Module):
             return self._deployed(x)
         x = x.to(self.clip.dtype)  # in evaluation sums and accumulators come in float64
         if self._observed is not None:
-            x = x if self.signed else x.relu()
+            x = x if self.signed else x.clamp(0, self._ceiling)
             self._observed.append(_thin(x.detach()))
             return x
         if self.precision >= FLOAT_BITS:
@@ -231,7 +252,7 @@ class ActivationQuantizer(nn.Module):
         low, high = self.levels()
         if self._source[0] is None:
             steps = (x / quantization.scale).round_().clamp_(low, high)
-            return steps.mul_(quantization.scale)
+            return steps.mul_(quantization.scale).to(self.clip.dtype)  # a function's values come in float64
         try:
             accumulator = self._source[0].accumulator(x.detach(), quantization)
         except GraphError as error:

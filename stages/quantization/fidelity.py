@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from kdpipe.stages.quantization.activations import ActivationQuantizer, InputQuantizer
 from kdpipe.targets import reference
-from kdpipe.targets.graph import IntegerGraph
+from kdpipe.targets.graph import IntegerGraph, Quantization
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def compare(module: fx.GraphModule, graph: IntegerGraph, images: Tensor) -> Fide
         graph: lowered from it.
         images: normalized, float32 [N, C, H, W].
     """
-    simulated = stored_integers(module, images)
+    simulated = stored_integers(module, images, graph)
     computed = reference.run_all(graph, graph.input.quantization.quantize(images.cpu().numpy()))
     exact: dict[str, float] = {}
     largest = 0
@@ -55,24 +55,33 @@ def compare(module: fx.GraphModule, graph: IntegerGraph, images: Tensor) -> Fide
 
 
 @torch.no_grad()
-def stored_integers(module: fx.GraphModule, images: Tensor) -> dict[str, NDArray[np.int64]]:
-    """Return what a prepared module stores on the way, in evaluation mode, by the tensor's name."""
+def stored_integers(module: fx.GraphModule, images: Tensor, graph: IntegerGraph) -> dict[str, NDArray[np.int64]]:
+    """Return what a prepared module stores behind its quantizers and returns, in evaluation mode, by the tensor's name.
+
+    Args:
+        module: prepared.
+        images: float32 [N, C, H, W].
+        graph: lowered from it; names and types the output, which need not be a quantizer's.
+    """
     found: dict[str, NDArray[np.int64]] = {}
+
+    def to_integers(real: Tensor, q: Quantization) -> NDArray[np.int64]:
+        stored: NDArray[np.int64] = np.rint(real.cpu().numpy() / np.float32(q.scale)).astype(np.int64) + q.zero_point
+        return stored
 
     class Recorder(fx.Interpreter):
         def call_module(self, target, args, kwargs):  # type: ignore[no-untyped-def]
             result = super().call_module(target, args, kwargs)
             quantizer = module.get_submodule(target)
             if isinstance(quantizer, ActivationQuantizer | InputQuantizer):
-                q = quantizer.quantization()
-                steps = np.rint(result.cpu().numpy() / np.float32(q.scale)).astype(np.int64)
-                found[quantizer.name] = steps + q.zero_point
+                found[quantizer.name] = to_integers(result, quantizer.quantization())
             return result
 
     training = module.training
     module.eval()
     try:
-        Recorder(module).run(images.to(next(module.parameters()).device))
+        returned = Recorder(module).run(images.to(next(module.parameters()).device))
+        found[graph.output_name] = to_integers(returned, graph.output.quantization)
     finally:
         module.train(training)
     return found

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kdpipe.targets import reference
 from kdpipe.targets.fixed_point import Rounding, multiply_by_quantized_multiplier
-from kdpipe.targets.graph import Pair, Quantization
+from kdpipe.targets.graph import Add, Operator, Pair, Quantization
 from kdpipe.targets.lower import batch_norm_line
 
 
@@ -113,6 +113,10 @@ class Sum(nn.Module):
         # In a tuple, so that they are not registered as submodules a second time.
         self._sources = (first, second)
         self.rounding: Rounding = rounding
+
+    def integer_operator(self) -> Operator:
+        """Return the integer graph's operator."""
+        return Add()
 
     def unit(self) -> float:
         """Return what one unit of the integer sum stands for: 2 * max(s_1, s_2) / 2**20."""

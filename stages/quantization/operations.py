@@ -6,97 +6,51 @@ A user's module spells an addition `a + b`, `a.add_(b)` or `torch.add(a, b)`, an
 | operation | form afterwards |
 | --- | --- |
 | convolution, linear | call_module of nn.Conv2d, nn.Linear |
-| batch norm | call_module of nn.BatchNorm2d, nn.BatchNorm1d |
-| ReLU | call_function torch.relu |
-| sum of two tensors | call_function operator.add |
+| batch norm | call_module of nn.BatchNorm2d behind a convolution, of nn.BatchNorm1d |
+| ReLU, ReLU6 | call_function torch.relu, with what caps it in its `meta` |
+| sigmoid, SiLU, hard sigmoid, hard swish | call_module of Function |
+| sum, product of two tensors | call_function operator.add, operator.mul |
+| concatenation of channels | call_function torch.cat |
+| slice of channels, chunk, split | call_module of ChannelSlice |
+| channel shuffle, also as view, transpose, view | call_module of ChannelShuffle |
+| nearest upsampling by whole factors | call_module of Upsample |
 | average pooling, mean over a window or the map | call_module of AveragePool |
 | max pooling | call_module of nn.MaxPool2d |
 | [B, C, H, W] to [B, C * H * W] | call_function torch.flatten |
-| dropout | call_module of nn.Dropout or nn.Dropout2d |
+| dropout, stochastic depth | call_module of nn.Dropout, nn.Dropout2d, StochasticDepth |
 | identity | none: its input stands for it |
 """
 
 from __future__ import annotations
 
-import itertools
 import operator
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from kdpipe.stages.quantization import rearrangements
 from kdpipe.stages.quantization.layers import AveragePool
-from kdpipe.stages.quantization.tracing import SCOPE, SHAPE, Traced
+from kdpipe.stages.quantization.lone_batch_norm import give_a_layer
+from kdpipe.stages.quantization.normalized import (
+    INSERTED,
+    Complaint,
+    Normalized,
+    Problem,
+    replace_by_function,
+    replace_by_module,
+)
+from kdpipe.stages.quantization.stored_operations import REARRANGEMENTS, Function, StochasticDepth
+from kdpipe.stages.quantization.tracing import SCOPE, SHAPE, STOCHASTIC_DEPTHS, Traced
 from kdpipe.targets.lower import PATH
-
-INSERTED = "inserted"
-"""Name of the submodule of a prepared module that holds what was inserted."""
 
 LAYERS = (nn.Conv2d, nn.Linear)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-DROPOUTS = (nn.Dropout, nn.Dropout2d)
+DROPOUTS = (nn.Dropout, nn.Dropout2d, StochasticDepth)
 
-
-@dataclass(frozen=True)
-class Problem:
-    """An operation that can't be quantized.
-
-    Args:
-        path: of the module that does it, or that calls it.
-        operation: what it is.
-        remedy: what to do instead.
-    """
-
-    path: str
-    operation: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.path or 'the module itself'}: {self.operation}. {self.remedy}"
-
-
-@dataclass
-class Normalized:
-    """A graph in which every operation has one form.
-
-    Args:
-        root: the copied module; new modules are in its submodule `INSERTED`.
-        graph: its operations.
-        taps: by path, the node whose value a container, a ReLU or an identity returned.
-        problems: what has no integer form; with any, the graph is not to be used.
-    """
-
-    root: nn.Module
-    graph: fx.Graph
-    taps: dict[str, fx.Node] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
-
-    def module(self, node: fx.Node) -> nn.Module | None:
-        """Return the module that a call_module node calls, None for other nodes."""
-        return self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
-
-    def insert(self, name: str, module: nn.Module) -> str:
-        """Register a new module and return its path; dots in `name` become underscores, a taken name a number."""
-        holder = getattr(self.root, INSERTED)
-        wanted = name = name.replace(".", "_")
-        for number in itertools.count(1):
-            if not hasattr(holder, name):
-                break
-            name = f"{wanted}_{number}"
-        holder.add_module(name, module.train(self.root.training))
-        return f"{INSERTED}.{name}"
-
-    def replace(self, old: fx.Node, new: fx.Node) -> None:
-        """Let `new` stand for `old`, which is erased."""
-        new.meta.setdefault(SCOPE, old.meta.get(SCOPE, ""))
-        old.replace_all_uses_with(new)
-        for path, node in self.taps.items():
-            if node is old:
-                self.taps[path] = new
-        self.graph.erase_node(old)
+CEILING = "ceiling"
+"""Key of a ReLU node's `meta`: the largest value that the float network lets through (6 for a ReLU6)."""
 
 
 def is_relu(node: Any) -> bool:
@@ -107,6 +61,16 @@ def is_relu(node: Any) -> bool:
 def is_add(node: fx.Node) -> bool:
     """Return whether a node of a normalized graph is a sum."""
     return node.op == "call_function" and node.target is operator.add
+
+
+def is_mul(node: fx.Node) -> bool:
+    """Return whether a node of a normalized graph is a product."""
+    return node.op == "call_function" and node.target is operator.mul
+
+
+def is_cat(node: fx.Node) -> bool:
+    """Return whether a node of a normalized graph joins channels."""
+    return node.op == "call_function" and node.target is torch.cat
 
 
 def is_flatten(node: fx.Node) -> bool:
@@ -121,11 +85,12 @@ def normalize(traced: Traced) -> Normalized:
         return Normalized(traced.root, traced.graph, problems=[problem])
     traced.root.add_module(INSERTED, nn.Module())
     result = Normalized(traced.root, traced.graph, dict(traced.returned))
+    rearrangements.fold_channel_shuffles(result)
     called: set[str] = set()
     for node in list(traced.graph.nodes):
         if node.op in ("placeholder", "output"):
             continue
-        node.meta[PATH] = _path(node)
+        node.meta.setdefault(PATH, _path(node))
         if node.op == "call_module":
             problem = _normalize_module(result, node, called)
         elif node.op == "get_attr":
@@ -138,21 +103,26 @@ def normalize(traced: Traced) -> Normalized:
             result.problems.append(Problem(node.meta[PATH], *problem))
     if len([node for node in traced.graph.nodes if node.op == "placeholder"]) != 1:
         result.problems.append(Problem("", "it takes several inputs", "One input tensor can be deployed"))
+    give_a_layer(result)
     for node in reversed(list(traced.graph.nodes)):
         if node.op in ("call_function", "call_method") and SHAPE not in node.meta and not node.users:
             traced.graph.erase_node(node)
     return result
 
 
-Complaint = tuple[str, str] | None
-"""Operation and remedy, or None where all is well."""
-
-
 def _path(node: fx.Node) -> str:
     if node.op == "call_module":
         return str(node.target)
     name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", str(node.target))
-    name = {"iadd": "add", "add_": "add", "relu_": "relu", "boolean_dispatch": "pool", "fn": "pool"}.get(name, name)
+    name = {
+        "iadd": "add",
+        "imul": "mul",
+        "mul_": "mul",
+        "add_": "add",
+        "relu_": "relu",
+        "boolean_dispatch": "pool",
+        "fn": "pool",
+    }.get(name, name)
     scope = node.meta.get(SCOPE, "")
     return f"{scope}.{name}" if scope else name
 
@@ -169,7 +139,20 @@ def _normalize_module(result: Normalized, node: fx.Node, called: set[str]) -> Co
         if module.running_mean is None:
             return "batch norm without running statistics", "Use track_running_stats=True"
     elif isinstance(module, nn.ReLU):
-        _replace_by_function(result, node, torch.relu, (node.args[0],), tap=path)
+        replace_by_function(result, node, torch.relu, (node.args[0],), tap=path)
+    elif _is_relu6(module):
+        node.meta[CEILING] = 6.0
+        replace_by_function(result, node, torch.relu, (node.args[0],), tap=path)
+    elif type(module) in _FUNCTION_MODULES:
+        replace_by_module(result, node, Function(_FUNCTION_MODULES[type(module)]), tap=path)
+    elif isinstance(module, nn.ChannelShuffle):
+        rearrangements.channel_shuffle(result, node, module.groups, tap=path)
+    elif isinstance(module, nn.Upsample):
+        return rearrangements.upsample(result, node, module.mode, tap=path)
+    elif type(module).__name__ in STOCHASTIC_DEPTHS:
+        probability = getattr(module, "drop_prob", None) or getattr(module, "p", None) or 0.0
+        dropping = StochasticDepth(float(probability), getattr(module, "mode", "row") == "row")
+        replace_by_module(result, node, dropping, tap=path)
     elif isinstance(module, nn.Flatten):
         return _flatten(result, node)
     elif isinstance(module, nn.AvgPool2d):
@@ -178,12 +161,12 @@ def _normalize_module(result: Normalized, node: fx.Node, called: set[str]) -> Co
     elif isinstance(module, nn.AdaptiveAvgPool2d):
         return _adaptive(result, node, module.output_size, tap=path)
     elif isinstance(module, nn.MaxPool2d):
-        if module.dilation not in (1, (1, 1)) or module.ceil_mode or module.return_indices:
-            return "max pooling with dilation, ceil_mode or return_indices", "Use the defaults of these three"
+        if module.dilation not in (1, (1, 1)) or module.return_indices:
+            return "max pooling with dilation or return_indices", "Use the defaults of these two"
     elif isinstance(module, nn.Identity):
         result.taps[path] = node.all_input_nodes[0]
         result.replace(node, node.all_input_nodes[0])
-    elif not isinstance(module, (*LAYERS, *DROPOUTS)):
+    elif not isinstance(module, (*LAYERS, *DROPOUTS, *REARRANGEMENTS)):
         return f"{type(module).__name__} has no integer form here", _remedy(type(module).__name__)
     return None
 
@@ -193,8 +176,19 @@ def _normalize_call(result: Normalized, node: fx.Node) -> Complaint:
     if target in _ADDS:
         return _add(result, node)
     if target in _RELUS:
-        _replace_by_function(result, node, torch.relu, (node.args[0],))
+        replace_by_function(result, node, torch.relu, (node.args[0],))
         return None
+    if target is F.relu6:
+        node.meta[CEILING] = 6.0
+        replace_by_function(result, node, torch.relu, (node.args[0],))
+        return None
+    if target in _MULS:
+        return _mul(result, node)
+    if target in _FUNCTION_CALLS:
+        replace_by_module(result, node, Function(_FUNCTION_CALLS[target]))
+        return None
+    if target in rearrangements.CALLS:
+        return rearrangements.CALLS[target](result, node)
     if target in (torch.flatten, "flatten", "view", "reshape", torch.reshape):
         return _flatten(result, node)
     if target in (torch.mean, "mean"):
@@ -208,7 +202,7 @@ def _normalize_call(result: Normalized, node: fx.Node) -> Complaint:
         return _functional_max(result, node)
     if target is F.dropout:
         probability = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
-        _replace_by_module(result, node, nn.Dropout(float(probability)))
+        replace_by_module(result, node, nn.Dropout(float(probability)))
         return None
     if target == "contiguous":
         result.replace(node, node.all_input_nodes[0])
@@ -218,42 +212,37 @@ def _normalize_call(result: Normalized, node: fx.Node) -> Complaint:
 
 
 _ADDS = (operator.add, operator.iadd, torch.add, "add", "add_")
+_MULS = (operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply")
+_FUNCTION_MODULES: dict[type, str] = {
+    nn.Hardsigmoid: "hard_sigmoid",
+    nn.Hardswish: "hard_swish",
+    nn.Sigmoid: "sigmoid",
+    nn.SiLU: "silu",
+}
+_FUNCTION_CALLS: dict[Any, str] = {
+    F.hardsigmoid: "hard_sigmoid",
+    F.hardswish: "hard_swish",
+    torch.sigmoid: "sigmoid",
+    torch.sigmoid_: "sigmoid",
+    F.sigmoid: "sigmoid",
+    "sigmoid": "sigmoid",
+    "sigmoid_": "sigmoid",
+    F.silu: "silu",
+}
 _RELUS = (torch.relu, torch.relu_, F.relu, F.relu_, "relu", "relu_")
 _REMEDIES = {
-    "ReLU6": "Use nn.ReLU: the learned clip takes the part of the 6",
-    "getitem": "Use a strided 1x1 convolution with batch norm instead of slicing (shortcut: projection)",
-    "pad": "Use the padding of the next convolution, or a 1x1 convolution for new channels (shortcut: projection)",
     "Softmax": "Leave it out: the largest logit is the largest probability",
+    "pad": "Use the padding of the next convolution, or a 1x1 convolution for new channels (shortcut: projection)",
     "softmax": "Leave it out: the largest logit is the largest probability",
 }
 
 
 def _remedy(name: str) -> str:
-    known = "convolution, linear, batch norm, ReLU, sum, mean, average and max pooling, flatten, dropout"
+    known = (
+        "convolution, linear, batch norm, ReLU, ReLU6, sigmoid, SiLU, hard sigmoid, hard swish, sum, product, mean, "
+        "average and max pooling, concatenation, slices and shuffles of channels, nearest upsampling, flatten, dropout"
+    )
     return _REMEDIES.get(name, f"Replace it by what can be quantized: {known}")
-
-
-def _replace_by_function(
-    result: Normalized, node: fx.Node, function: Callable[..., Any], args: tuple[Any, ...], tap: str | None = None
-) -> fx.Node:
-    with result.graph.inserting_before(node):
-        new = result.graph.call_function(function, args)
-    new.meta.update(node.meta)
-    if tap is not None:
-        result.taps[tap] = node
-    result.replace(node, new)
-    return new
-
-
-def _replace_by_module(result: Normalized, node: fx.Node, module: nn.Module, tap: str | None = None) -> fx.Node:
-    path = result.insert(node.meta[PATH], module)
-    with result.graph.inserting_before(node):
-        new = result.graph.call_module(path, (node.all_input_nodes[0],))
-    new.meta.update(node.meta)
-    if tap is not None:
-        result.taps[tap] = node
-    result.replace(node, new)
-    return new
 
 
 def _add(result: Normalized, node: fx.Node) -> Complaint:
@@ -263,8 +252,27 @@ def _add(result: Normalized, node: fx.Node) -> Complaint:
         return "a sum with a number or a factor", "Put constants into a layer's bias"
     if shapes[0] != shapes[1]:
         return f"a sum of shapes {list(shapes[0] or ())} and {list(shapes[1] or ())}", "Bring both to one shape"
-    _replace_by_function(result, node, operator.add, (inputs[0], inputs[1]))
+    replace_by_function(result, node, operator.add, (inputs[0], inputs[1]))
     return None
+
+
+def _mul(result: Normalized, node: fx.Node) -> Complaint:
+    shapes = [arg.meta.get(SHAPE) if isinstance(arg, fx.Node) else None for arg in node.args]
+    if len(shapes) != 2 or node.kwargs or shapes[0] is None or shapes[1] is None:
+        return "a product with a number", "Put constants into a layer's weights"
+    first, second = node.args
+    by_channel = [(*shape[:2], *[1] * len(shape[2:])) for shape in shapes if shape is not None]
+    if shapes[0] == by_channel[1] != shapes[1]:
+        first, second = second, first
+    elif shapes[1] not in (shapes[0], by_channel[0]):
+        return f"a product of shapes {list(shapes[0])} and {list(shapes[1])}", "Multiply one shape, or channels"
+    replace_by_function(result, node, operator.mul, (first, second))
+    return None
+
+
+def _is_relu6(module: nn.Module | None) -> bool:
+    # nn.ReLU6 is an nn.Hardtanh too.
+    return isinstance(module, nn.Hardtanh) and (module.min_val, module.max_val) == (0.0, 6.0)
 
 
 def _flatten(result: Normalized, node: fx.Node) -> Complaint:
@@ -276,7 +284,7 @@ def _flatten(result: Normalized, node: fx.Node) -> Complaint:
     if len(after) != 2 or after[0] != before[0]:
         return f"a reshaping from {list(before)} to {list(after)}", "Only flattening all but the batch is possible"
     tap = str(node.target) if node.op == "call_module" else None
-    _replace_by_function(result, node, torch.flatten, (source, 1), tap=tap)
+    replace_by_function(result, node, torch.flatten, (source, 1), tap=tap)
     return None
 
 
@@ -287,7 +295,7 @@ def _average(
     if padding not in (0, (0, 0), [0, 0]) or ceil_mode or divisor is not None:
         return "average pooling with padding, ceil_mode or divisor_override", "Use the defaults of these three"
     window = _pair(kernel)
-    _replace_by_module(result, node, AveragePool(window, _pair(stride) if stride else window), tap)
+    replace_by_module(result, node, AveragePool(window, _pair(stride) if stride else window), tap)
     return None
 
 
@@ -297,7 +305,7 @@ def _adaptive(result: Normalized, node: fx.Node, size: Any, tap: str | None = No
     if len(shape) != 4 or any(known % out for known, out in zip(shape[2:], wanted, strict=True)):
         return f"adaptive pooling of {list(shape[2:])} to {wanted}", "The output size must divide the input's"
     window = (shape[2] // wanted[0], shape[3] // wanted[1])
-    _replace_by_module(result, node, AveragePool(window, window), tap)
+    replace_by_module(result, node, AveragePool(window, window), tap)
     return None
 
 
@@ -309,7 +317,7 @@ def _mean(result: Normalized, node: fx.Node) -> Complaint:
         return f"a mean over dimensions {dims}", "Only the mean over height and width is possible"
     window = (shape[2], shape[3])
     flat = len(node.meta[SHAPE]) == 2
-    pool = _replace_by_module(result, node, AveragePool(window, window))
+    pool = replace_by_module(result, node, AveragePool(window, window))
     pool.meta[SHAPE] = (*shape[:2], 1, 1)
     if flat:
         with result.graph.inserting_after(pool):
@@ -330,10 +338,11 @@ def _functional_average(result: Normalized, node: fx.Node) -> Complaint:
 
 def _functional_max(result: Normalized, node: fx.Node) -> Complaint:
     given = _arguments(node, "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
-    if given.get("dilation", 1) not in (1, (1, 1)) or given.get("ceil_mode") or given.get("return_indices"):
-        return "max pooling with dilation, ceil_mode or return_indices", "Use the defaults of these three"
-    pool = nn.MaxPool2d(given["kernel_size"], given.get("stride") or given["kernel_size"], given.get("padding", 0))
-    _replace_by_module(result, node, pool)
+    if given.get("dilation", 1) not in (1, (1, 1)) or given.get("return_indices"):
+        return "max pooling with dilation or return_indices", "Use the defaults of these two"
+    stride = given.get("stride") or given["kernel_size"]
+    pool = nn.MaxPool2d(given["kernel_size"], stride, given.get("padding", 0), ceil_mode=given.get("ceil_mode", False))
+    replace_by_module(result, node, pool)
     return None
 
 

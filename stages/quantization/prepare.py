@@ -1,36 +1,48 @@
 """From a float module to one that is trained as it will be deployed: quantizers inserted by graph.
 
 Integer hardware rounds at these places, so here they are rounded in training too: the input; the output of each
-convolution or linear layer, after its batch norm and ReLU; each sum, after its ReLU; each change of width. Max
-pooling and flattening keep their input's integers, average pooling rounds to them. Weights are quantized in place:
+convolution or linear layer, after its batch norm and ReLU; each sum, product, concatenation and function, after its
+ReLU; each change of width. Max pooling, flattening and what only moves channels or pixels keep their input's integers,
+average pooling rounds to them. Weights are quantized in place:
 `layer1.0.conv1.weight` keeps its name, and every path of the module still names what it did, hooks included.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, fx, nn
 
 from kdpipe.stages.quantization.activations import (
     ActivationQuantizer,
+    ConcatenationSource,
     InputQuantizer,
     LayerSource,
+    OperationSource,
     Source,
     StoredSource,
-    SumSource,
 )
 from kdpipe.stages.quantization.layers import AveragePool, Scope, Sum, exact_batch_norm
+from kdpipe.stages.quantization.normalized import Normalized, Problem
 from kdpipe.stages.quantization.operations import (
+    CEILING,
     DROPOUTS,
     LAYERS,
     NORMS,
-    Normalized,
-    Problem,
     is_add,
+    is_cat,
     is_flatten,
+    is_mul,
     is_relu,
     normalize,
+)
+from kdpipe.stages.quantization.stored_operations import (
+    NOT_NEGATIVE,
+    REARRANGEMENTS,
+    Concatenation,
+    Function,
+    Product,
 )
 from kdpipe.stages.quantization.tracing import SHAPE, trace
 from kdpipe.stages.quantization.weights import QuantizedConv2d, QuantizedLinear
@@ -125,6 +137,10 @@ def _find_misplaced(normalized: Normalized) -> None:
         normalized.problems.append(problem)
 
 
+def _is_signed(quantizer: ActivationQuantizer | InputQuantizer) -> bool:
+    return isinstance(quantizer, InputQuantizer) or quantizer.signed
+
+
 class _Preparation:
     """One preparation's state.
 
@@ -150,8 +166,12 @@ class _Preparation:
                 self._quantize_input(node)
             elif isinstance(module, LAYERS):
                 self._quantize_layer(node)
-            elif is_add(node):
-                self._quantize_sum(node)
+            elif is_add(node) or is_mul(node):
+                self._quantize_sum_or_product(node)
+            elif is_cat(node):
+                self._quantize_concatenation(node)
+            elif isinstance(module, Function):
+                self._quantize_function(node, module)
             elif is_relu(node) and node not in self.final:
                 self._quantize_stored(node)
             elif node.op != "output" and not isinstance(module, NORMS) and not is_relu(node):
@@ -186,7 +206,9 @@ class _Preparation:
         """Return the nodes that read `node`'s integers, through those that keep them."""
         found: list[fx.Node] = []
         for user in node.users:
-            keeps = is_flatten(user) or isinstance(self.normalized.module(user), (nn.MaxPool2d, *DROPOUTS))
+            keeps = is_flatten(user) or isinstance(
+                self.normalized.module(user), (nn.MaxPool2d, *DROPOUTS, *REARRANGEMENTS)
+            )
             found += self._readers(user) if keeps else [user]
         return found
 
@@ -237,15 +259,35 @@ class _Preparation:
         parent, _, name = str(node.target).rpartition(".")
         setattr(self.normalized.root.get_submodule(parent), name, module)
 
-    def _quantize_sum(self, node: fx.Node) -> None:
+    def _quantize_sum_or_product(self, node: fx.Node) -> None:
         first, second = (self.stored[value] for value in node.args if isinstance(value, fx.Node))
-        module = Sum(first, second, self.config.rounding)
-        path = self.normalized.insert(f"{node.meta[PATH]}.sum", module)
+        module = Product(first, second) if is_mul(node) else Sum(first, second, self.config.rounding)
+        name = "product" if is_mul(node) else "sum"
+        computed = self._call(node, name, module, node.args)
+        unsigned = is_mul(node) and not (_is_signed(first) or _is_signed(second))
+        self._quantize_value(computed, computed, OperationSource(module), [module], signed=not unsigned)
+
+    def _quantize_concatenation(self, node: fx.Node) -> None:
+        values = [value for value in node.args[0] if isinstance(value, fx.Node)]  # type: ignore[union-attr]
+        parts = tuple((self.stored[value], int(value.meta[SHAPE][1])) for value in values)
+        module = Concatenation()
+        joined = self._call(node, "parts", module, tuple(values))
+        signed = any(_is_signed(part) for part, _ in parts)
+        self._quantize_value(joined, joined, ConcatenationSource(parts), [module], signed=signed)
+
+    def _quantize_function(self, node: fx.Node, module: Function) -> None:
+        module.read_from(self.stored[node.all_input_nodes[0]])
+        # Not in place: some functions keep their output for the gradient.
+        self._quantize_value(node, node, None, [module], signed=module.name not in NOT_NEGATIVE, in_place=False)
+
+    def _call(self, node: fx.Node, name: str, module: nn.Module, inputs: tuple[Any, ...]) -> fx.Node:
+        """Replace a function's node by a call of `module` and return it."""
+        path = self.normalized.insert(f"{node.meta[PATH]}.{name}", module)
         with self.graph.inserting_before(node):
-            summed = self.graph.call_module(path, node.args)
-        summed.meta.update(node.meta)
-        self.normalized.replace(node, summed)
-        self._quantize_value(summed, summed, SumSource(module), [module])
+            called = self.graph.call_module(path, inputs)
+        called.meta.update(node.meta)
+        self.normalized.replace(node, called)
+        return called
 
     def _narrow(self, layer: fx.Node) -> ActivationQuantizer | InputQuantizer:
         """Return the quantizer of what `layer` reads, requantized first where it is wider than the layer takes."""
@@ -264,13 +306,28 @@ class _Preparation:
         assert isinstance(found, ActivationQuantizer)  # noqa: S101  # _insert stored it
         return found
 
-    def _quantize_value(self, start: fx.Node, end: fx.Node, source: Source | None, producers: list[nn.Module]) -> None:
+    def _quantize_value(
+        self,
+        start: fx.Node,
+        end: fx.Node,
+        source: Source | None,
+        producers: list[nn.Module],
+        *,
+        signed: bool = True,
+        in_place: bool = True,
+    ) -> None:
         """Round what `end` computes, together with the ReLU that alone reads it."""
         relu = _sole_user(end)
         fused = relu is not None and is_relu(relu)
         value = relu if fused and relu is not None else end
         bits = max((self._wanted_bits(reader) for reader in self._readers(value)), default=WIDE_BITS)
-        quantizer = self._make(start.meta[PATH], bits, not fused, source, in_place=True, producers=producers)
+        ceiling = relu.meta.get(CEILING) if fused and relu is not None else None
+        quantizer = self._make(
+            *(start.meta[PATH], bits, signed and not fused, source),
+            in_place=in_place,
+            producers=producers,
+            ceiling=ceiling,
+        )
         rounded = self._insert(end, quantizer)
         if fused and relu is not None:
             # everybody, taps too, reads the rounded value; the ReLU is part of it
@@ -285,14 +342,15 @@ class _Preparation:
         """Round a ReLU of what is stored already: integers are requantized."""
         value = relu.all_input_nodes[0]
         bits = max((self._wanted_bits(reader) for reader in self._readers(relu)), default=WIDE_BITS)
-        quantizer = self._make(relu.meta[PATH], bits, False, StoredSource(self.stored[value]))
+        source = StoredSource(self.stored[value])
+        quantizer = self._make(relu.meta[PATH], bits, False, source, ceiling=relu.meta.get(CEILING))
         rounded = self._insert(value, quantizer)
         relu.replace_all_uses_with(rounded)
         self.graph.erase_node(relu)
         self.final[relu] = rounded
 
     def _keep(self, node: fx.Node) -> None:
-        """Let a pooling, flattening or dropout have its input's integers."""
+        """Let a pooling, flattening, rearrangement or dropout have its input's integers."""
         source = self.stored[node.all_input_nodes[0]]
         self.stored[node] = source
         module = self.normalized.module(node)
@@ -310,6 +368,7 @@ class _Preparation:
         *,
         in_place: bool = False,
         producers: list[nn.Module] | None = None,
+        ceiling: float | None = None,
     ) -> ActivationQuantizer:
         return ActivationQuantizer(
             self._name(name),
@@ -319,6 +378,7 @@ class _Preparation:
             source=source,
             in_place=in_place,
             producers=producers or (),
+            ceiling=ceiling,
         )
 
     def _insert(self, value: fx.Node, quantizer: ActivationQuantizer) -> fx.Node:

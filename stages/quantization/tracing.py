@@ -25,7 +25,8 @@ class Traced:
 
     Args:
         root: a copy of the module.
-        graph: its operations; modules of torch.nn are one operation each, all other modules are opened.
+        graph: its operations; modules of torch.nn are one operation each, and so are those of STOCHASTIC_DEPTHS; all
+            others are opened.
         returned: by path, the node that each opened module returned. Those that returned no tensor are left out.
     """
 
@@ -34,12 +35,19 @@ class Traced:
     returned: dict[str, fx.Node]
 
 
+STOCHASTIC_DEPTHS = ("StochasticDepth", "DropPath")
+"""Names of the classes by which torchvision and timm drop branches in training."""
+
+
 class _Tracer(fx.Tracer):
     def __init__(self) -> None:
         super().__init__()
         self.path = ""
         self.returned: dict[str, Any] = {}
         self.twice: list[str] = []
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return type(m).__name__ in STOCHASTIC_DEPTHS or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
         path, outer = self.path_of_module(m), self.path
@@ -87,8 +95,44 @@ def trace(module: nn.Module, example: Tensor) -> Traced:
             remedy="Give each call a module of its own: each needs its own quantizers",
         )
     _infer_shapes(root, graph, example)
+    _resolve_in_place(root, graph)
+    _erase_dead_code(graph, tracer.returned)
     nodes = {path: value.node for path, value in tracer.returned.items() if isinstance(value, fx.Proxy)}
     return Traced(root, graph, nodes)
+
+
+def _resolve_in_place(root: nn.Module, graph: fx.Graph) -> None:
+    """Let whatever reads a tensor after an operation overwrote it read that operation's result."""
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        if (
+            SHAPE not in node.meta
+            or not node.args
+            or not isinstance(node.args[0], fx.Node)
+            or not _overwrites(root, node)
+        ):
+            continue
+        overwritten = node.args[0]
+        for reader in list(overwritten.users):
+            if order[reader] > order[node]:
+                reader.replace_input_with(overwritten, node)
+
+
+def _overwrites(root: nn.Module, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return bool(getattr(root.get_submodule(str(node.target)), "inplace", False))
+    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+    is_in_place_name = name.endswith("_") and not name.endswith("__")
+    return is_in_place_name or name in ("iadd", "imul") or bool(node.kwargs.get("inplace", False))
+
+
+def _erase_dead_code(graph: fx.Graph, returned: dict[str, Any]) -> None:
+    """Erase what nothing reads: an unused part of a split, an auxiliary branch."""
+    for node in reversed(list(graph.nodes)):
+        if node.op not in ("placeholder", "output") and not node.users:
+            graph.erase_node(node)
+            for path in [path for path, value in returned.items() if getattr(value, "node", None) is node]:
+                del returned[path]
 
 
 def _infer_shapes(root: nn.Module, graph: fx.Graph, example: Tensor) -> None:

@@ -14,6 +14,7 @@ from kdpipe.targets.artifact import FILE as ARTIFACT_FILE
 from kdpipe.targets.artifact import ExportedArtifact, describe, kdpipe_version, write_artifact
 from kdpipe.targets.c import c_text
 from kdpipe.targets.c.golden import make_golden_vectors
+from kdpipe.targets.c.layers import OPERATORS as OPERATORS
 from kdpipe.targets.c.layers import Field, Layer, lower_node
 from kdpipe.targets.c.packing import STORED_BITS, to_channels_last
 from kdpipe.targets.c.storage import INPUT, OUTPUT, Storage, assign_storage, flattened_shape, is_view, size_of
@@ -216,7 +217,10 @@ def _steps(program: _Program) -> list[dict[str, Any]]:
     steps = []
     for index, node in enumerate(program.graph.nodes):
         layer = program.layers.get(node.name)
-        arguments = [_pointer(program.storage, name) for name in (*node.inputs, node.name)]
+        arguments = [_pointer(program.storage, name) for name in node.inputs]
+        if layer and layer.inputs_as_array:
+            arguments = [f"(const int8_t *const[]){c_text.braces(arguments)}"]
+        arguments.append(_pointer(program.storage, node.name))
         if node.name in program.storage.scratch:
             offset = program.storage.plan.offsets[program.storage.scratch[node.name]]
             arguments.append(f"arena + {offset}")

@@ -19,17 +19,24 @@ from kdpipe.targets.fixed_point import quantize_multiplier, quantize_multipliers
 from kdpipe.targets.graph import (
     Add,
     AveragePool2d,
+    ChannelShuffle,
+    Concat,
     Conv2d,
     Flatten,
     IntegerGraph,
     Linear,
+    Lookup,
     MaxPool2d,
+    Mul,
     Node,
     Quantization,
     Requantize,
+    Slice,
     TensorType,
+    Upsample,
 )
-from kdpipe.targets.reference import add_factors
+from kdpipe.targets.lookup import lookup_table
+from kdpipe.targets.reference import add_factors, mul_factor
 
 _KERNEL_BITS = {2: "w2", 3: "w4", 4: "w4", 8: "w8"}
 Field = int | str | list["Field"]
@@ -48,6 +55,7 @@ class Layer:
         fields: the struct's members in order; a string such as "@bias" stands for one of `arrays`.
         arrays: constant arrays by a name of their own.
         scratch: bytes of scratch, 0 where it takes none.
+        inputs_as_array: whether the inputs are handed over as one array of pointers.
     """
 
     node: Node
@@ -58,6 +66,7 @@ class Layer:
     fields: list[Field]
     arrays: Mapping[str, ConstantArray] = field(default_factory=dict)
     scratch: int = 0
+    inputs_as_array: bool = False
 
 
 def lower_node(graph: IntegerGraph, node: Node) -> Layer:
@@ -202,6 +211,101 @@ def _requantize(graph: IntegerGraph, node: Node) -> Layer:
     )
 
 
+def _mul(graph: IntegerGraph, node: Node) -> Layer:
+    first, second = (graph.tensor(name) for name in node.inputs)
+    output = node.output.quantization
+    size, factors = size_of(first.shape), size_of(second.shape)
+    return Layer(
+        node=node,
+        kernel="mul",
+        header="mul.h",
+        files=("mul.c", "mul.h", "fixed_point.h"),
+        struct="kdp_mul",
+        fields=[
+            size,
+            factors,
+            first.quantization.zero_point,
+            second.quantization.zero_point,
+            *mul_factor(first.quantization, second.quantization, output),
+            output.zero_point,
+            output.qmin,
+            output.qmax,
+        ],
+    )
+
+
+def _lookup(graph: IntegerGraph, node: Node) -> Layer:
+    op = node.op
+    assert isinstance(op, Lookup)  # noqa: S101
+    table = lookup_table(op, graph.tensor(node.inputs[0]).quantization, node.output.quantization)
+    return Layer(
+        node=node,
+        kernel="lookup",
+        header="lookup.h",
+        files=("lookup.c", "lookup.h"),
+        struct="kdp_lookup",
+        fields=[size_of(node.output.shape), "@table"],
+        arrays={"table": ConstantArray("int8_t", table)},
+    )
+
+
+def _concat(graph: IntegerGraph, node: Node) -> Layer:
+    channels = np.array([graph.tensor(name).shape[0] for name in node.inputs], dtype=np.int32)
+    return Layer(
+        node=node,
+        kernel="concat",
+        header="concat.h",
+        files=("concat.c", "concat.h"),
+        struct="kdp_concat",
+        fields=[_pixels(node.output), len(channels), "@channels"],
+        arrays={"channels": ConstantArray("int32_t", channels)},
+        inputs_as_array=True,
+    )
+
+
+def _slice(graph: IntegerGraph, node: Node) -> Layer:
+    op = node.op
+    assert isinstance(op, Slice)  # noqa: S101
+    return Layer(
+        node=node,
+        kernel="slice",
+        header="channels.h",
+        files=("slice.c", "channels.h"),
+        struct="kdp_slice",
+        fields=[_pixels(node.output), graph.tensor(node.inputs[0]).shape[0], op.start, op.stop],
+    )
+
+
+def _channel_shuffle(graph: IntegerGraph, node: Node) -> Layer:
+    op = node.op
+    assert isinstance(op, ChannelShuffle)  # noqa: S101
+    return Layer(
+        node=node,
+        kernel="channel_shuffle",
+        header="channels.h",
+        files=("channel_shuffle.c", "channels.h"),
+        struct="kdp_channel_shuffle",
+        fields=[_pixels(node.output), op.groups, node.output.shape[0] // op.groups],
+    )
+
+
+def _upsample(graph: IntegerGraph, node: Node) -> Layer:
+    op = node.op
+    assert isinstance(op, Upsample)  # noqa: S101
+    return Layer(
+        node=node,
+        kernel="upsample",
+        header="upsample.h",
+        files=("upsample.c", "upsample.h"),
+        struct="kdp_upsample",
+        fields=[*_height_width_channels(graph.tensor(node.inputs[0])), *op.factor],
+    )
+
+
+def _pixels(tensor: TensorType) -> int:
+    return size_of(tensor.shape) // tensor.shape[0]
+
+
 def _pool(graph: IntegerGraph, node: Node) -> Layer:
     op, source = node.op, graph.tensor(node.inputs[0])
     assert isinstance(op, MaxPool2d | AveragePool2d)  # noqa: S101
@@ -246,8 +350,16 @@ _LOWERINGS: dict[type, Callable[[IntegerGraph, Node], Layer]] = {
     Conv2d: _convolution,
     Linear: _linear,
     Add: _add,
+    Mul: _mul,
+    Lookup: _lookup,
+    Concat: _concat,
+    Slice: _slice,
+    ChannelShuffle: _channel_shuffle,
+    Upsample: _upsample,
     MaxPool2d: _pool,
     AveragePool2d: _pool,
     Flatten: _flatten,
     Requantize: _requantize,
 }
+OPERATORS = frozenset(_LOWERINGS)
+"""The operators of the integer graph that have a kernel."""

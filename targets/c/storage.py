@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kdpipe.targets.c.memory_plan import Buffer, MemoryPlan, plan_memory
-from kdpipe.targets.graph import Add, Flatten, IntegerGraph, Linear, Node, Requantize
+from kdpipe.targets.graph import Add, Flatten, IntegerGraph, Linear, Lookup, Mul, Node, Requantize
 
 INPUT, OUTPUT = "input", "output"
 
@@ -68,7 +68,7 @@ def assign_storage(graph: IntegerGraph, scratch_sizes: Mapping[str, int]) -> Sto
         scratch_sizes: bytes of scratch by node name; nodes without scratch may be absent.
 
     Returns:
-        Where everything lies. Additions and requantizations overwrite an input that nothing reads later.
+        Where everything lies. Elementwise operations overwrite an input that nothing reads later.
     """
     views = frozenset(node.name for node in graph.nodes if is_view(graph, node))
     root = {graph.input_name: graph.input_name}
@@ -110,9 +110,10 @@ def _dying_input(
     node: Node, step: int, root: Mapping[str, str], last_read: Mapping[str, int], place: Mapping[str, str]
 ) -> str | None:
     """Return the arena buffer that an elementwise node may overwrite, or None."""
-    if not isinstance(node.op, Add | Requantize):
+    if not isinstance(node.op, Add | Mul | Lookup | Requantize):
         return None
-    for name in node.inputs:
+    # The second factor of a Mul may be smaller than the output; everything else has its size.
+    for name in node.inputs[:1] if isinstance(node.op, Mul) else node.inputs:
         buffer = place[root[name]]
         if last_read[root[name]] == step and buffer not in (INPUT, OUTPUT):
             return buffer

@@ -150,13 +150,22 @@ def test_init_writes_the_projects_own_pipeline(kdpipe: Any, tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pipeline.yaml"]
 
 
-@pytest.mark.parametrize("what", ["stages", "models", "targets", "devices", "losses", "data"])
+@pytest.mark.parametrize("what", ["stages", "models", "targets", "ops", "devices", "losses", "data"])
 def test_ls(kdpipe: Any, tmp_path: Path, what: str) -> None:
     rows = json.loads(kdpipe("ls", what, "--json", folder=tmp_path).stdout)
     assert rows
     assert all(row["name"] and row["summary"] for row in rows)
     table = kdpipe("ls", what, folder=tmp_path).stdout
     assert all(row["name"] in table for row in rows)
+
+
+def test_ls_ops_says_what_each_target_can_write(kdpipe: Any, tmp_path: Path) -> None:
+    from kdpipe.targets.exporters import EXPORTERS
+    from kdpipe.targets.onnx import OPERATORS
+
+    rows = {row["name"]: row for row in json.loads(kdpipe("ls", "ops", "--json", folder=tmp_path).stdout)}
+    assert {name for name, row in rows.items() if row["onnx"]} == {operator.__name__ for operator in OPERATORS}
+    assert all(set(EXPORTERS) < set(row) for row in rows.values())
 
 
 def test_doctor(kdpipe: Any, tmp_path: Path) -> None:

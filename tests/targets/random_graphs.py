@@ -8,22 +8,35 @@ from numpy.typing import NDArray
 from kdpipe.targets.graph import (
     Add,
     AveragePool2d,
+    ChannelShuffle,
+    Concat,
     Conv2d,
     Flatten,
     IntegerGraph,
     Linear,
+    Lookup,
     MaxPool2d,
+    Mul,
     Node,
     Normalization,
     Operator,
     Quantization,
     Requantize,
+    Slice,
     TensorType,
+    Upsample,
     Weight,
     convolution_output_size,
 )
+from kdpipe.targets.lookup import FUNCTIONS
 
-OPERATORS = ("conv", "grouped", "depthwise", "residual", "max_pool", "average_pool", "requantize")
+OPERATORS = (
+    *("conv", "grouped", "depthwise", "residual", "max_pool", "average_pool", "requantize"),
+    *("product", "squeeze_excite", "lookup", "concat", "slice", "channel_shuffle", "upsample"),
+)
+
+SMALLEST_REACH = 4e-6
+"""What keeps a chain of small weights, or of zeros, above the steps that OpenVINO computes rightly."""
 
 
 def random_inputs(graph: IntegerGraph, count: int, seed: int = 0) -> NDArray[np.int8]:
@@ -86,6 +99,13 @@ class _Builder:
             "max_pool": self.max_pool,
             "average_pool": self.average_pool,
             "requantize": self.requantize,
+            "product": self.product,
+            "squeeze_excite": self.squeeze_excite,
+            "lookup": self.lookup,
+            "concat": self.concat,
+            "slice": self.slice,
+            "channel_shuffle": self.channel_shuffle,
+            "upsample": self.upsample,
         }
         for _ in range(depth or self.draw(2, 5)):
             steps[str(self.rng.choice(operators))]()
@@ -144,7 +164,9 @@ class _Builder:
         source = self.types[self.current].quantization
         steps = (source.qmax - source.qmin) / np.sqrt(12) + abs((source.qmax + source.qmin) / 2 - source.zero_point)
         fan_in = weight.values[0].size
-        return float(source.scale * steps * weight.scales.mean() * weight.values.std() * np.sqrt(fan_in)) + 1e-6
+        return max(
+            float(source.scale * steps * weight.scales.mean() * weight.values.std() * np.sqrt(fan_in)), SMALLEST_REACH
+        )
 
     def bias(self, weight: Weight) -> NDArray[np.int32]:
         source = self.types[self.current].quantization
@@ -220,6 +242,71 @@ class _Builder:
     def requantize(self) -> None:
         source = self.types[self.current].quantization
         self.add(Requantize(), (self.current,), self.shape, self.quantization(source.scale * 2**source.bits / 8))
+
+    def product(self) -> None:
+        shortcut = self.current
+        self.convolve(self.shape[0], 1, keep_shape=True)
+        self.multiply((shortcut, self.current) if self.coin() else (self.current, shortcut))
+
+    def squeeze_excite(self) -> None:
+        source = self.current
+        channels, height, width = self.shape
+        quantization = self.types[source].quantization
+        self.add(AveragePool2d((height, width), (1, 1)), (source,), (channels, 1, 1), quantization)
+        self.convolve(channels, 1)
+        self.lookup()
+        self.multiply((source, self.current))
+
+    def multiply(self, inputs: tuple[str, str]) -> None:
+        spreads = [self.types[name].quantization for name in inputs]
+        reach = spreads[0].scale * 2 ** spreads[0].bits * spreads[1].scale * 2 ** spreads[1].bits / 16
+        self.add(Mul(), inputs, self.types[inputs[0]].shape, self.quantization(max(reach, SMALLEST_REACH)))
+
+    def lookup(self) -> None:
+        function = str(self.rng.choice(tuple(FUNCTIONS)))
+        source = self.types[self.current].quantization
+        reach = 0.25 if "sigmoid" in function else min(source.scale * 2**source.bits / 8, 2.0)
+        self.add(Lookup(function), (self.current,), self.shape, self.quantization(reach))
+
+    def concat(self) -> None:
+        """Join the current tensor, or a narrower one before it, with a convolution of it; each gets one scale."""
+        inputs = [self.current]
+        for _ in range(self.draw(1, 2)):
+            self.current = inputs[0]
+            outputs = self.draw(1, 4)
+            weight = self.weight(outputs, self.shape[0], 1, 1)
+            shape = (outputs, *self.shape[1:])
+            self.add(Conv2d(weight, self.bias(weight)), (self.current,), shape, self.quantization(self.reach(weight)))
+            inputs.append(self.current)
+        largest = max((self.types[name].quantization for name in inputs), key=lambda q: q.scale * 2**q.bits)
+        quantization = self.quantization(largest.scale * 2**largest.bits / 8)
+        joined = []
+        for name in inputs:
+            self.current = name
+            self.add(Requantize(), (name,), self.shape, quantization)
+            joined.append(self.current)
+        if self.coin():
+            joined.reverse()
+        channels = sum(self.types[name].shape[0] for name in joined)
+        self.add(Concat(), tuple(joined), (channels, *self.shape[1:]), quantization)
+
+    def slice(self) -> None:
+        channels = self.shape[0]
+        start = self.draw(0, channels - 1)
+        stop = self.draw(start + 1, channels)
+        shape = (stop - start, *self.shape[1:])
+        self.add(Slice(start, stop), (self.current,), shape, self.types[self.current].quantization)
+
+    def channel_shuffle(self) -> None:
+        divisors = [groups for groups in range(1, self.shape[0] + 1) if self.shape[0] % groups == 0]
+        groups = int(self.rng.choice(divisors))
+        self.add(ChannelShuffle(groups), (self.current,), self.shape, self.types[self.current].quantization)
+
+    def upsample(self) -> None:
+        channels, height, width = self.shape
+        factor = (self.draw(1, 3) if height < 9 else 1, self.draw(1, 3) if width < 9 else 1)
+        shape = (channels, height * factor[0], width * factor[1])
+        self.add(Upsample(factor), (self.current,), shape, self.types[self.current].quantization)
 
     def head(self) -> None:
         channels, height, width = self.shape

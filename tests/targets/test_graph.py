@@ -10,15 +10,21 @@ from kdpipe.targets.errors import GraphError
 from kdpipe.targets.graph import (
     Add,
     AveragePool2d,
+    ChannelShuffle,
+    Concat,
     Conv2d,
     Flatten,
     IntegerGraph,
     Linear,
+    Lookup,
     MaxPool2d,
+    Mul,
     Node,
     Quantization,
     Requantize,
+    Slice,
     TensorType,
+    Upsample,
     Weight,
     accumulator_bound,
 )
@@ -46,6 +52,25 @@ def graph(op: Any, shape: tuple[int, ...] = (3, 4, 4), quantization: Quantizatio
     return IntegerGraph(**(fields | changes))
 
 
+def joined(
+    op: Any,
+    shape: tuple[int, ...],
+    *,
+    first: tuple[int, ...] = (2, 4, 4),
+    second: tuple[int, ...] = (2, 4, 4),
+    quantization: Quantization = Q,
+    second_quantization: Quantization = Q,
+) -> None:
+    """Check an operator of two inputs, called conv."""
+    from kdpipe.targets.graph_checks import _check_node
+
+    inputs = [TensorType(first, Q), TensorType(second, second_quantization)]
+    try:
+        _check_node(Node("conv", op, ("a", "b"), TensorType(shape, quantization)), inputs)
+    except GraphError as error:
+        raise GraphError(error.message, where="layer conv") from None
+
+
 def test_a_valid_graph_is_built() -> None:
     built = graph(conv())
     assert built.output_name == "conv"
@@ -71,6 +96,22 @@ def test_a_valid_graph_is_built() -> None:
         (lambda: graph(Flatten(), (3,)), "its operator gives"),
         (lambda: graph(Requantize(), (2, 4, 4), Quantization(2.0**-26, 0)), "leaves int32"),
         (lambda: graph(Add(), (2, 4, 4)), "takes 2 inputs"),
+        (lambda: graph(Mul(), (2, 4, 4)), "takes 2 inputs"),
+        (lambda: joined(Mul(), (2, 4, 4), second=(1, 4, 4)), r"multiplies tensors of shapes \(2, 4, 4\) and \(1, 4, 4"),
+        (lambda: joined(Mul(), (2, 1, 1), first=(2, 1, 1), second=(2, 4, 4)), "multiplies tensors"),
+        (lambda: joined(Mul(), (2, 4, 4), quantization=Quantization(2.0**-34, 0)), "factor must be below"),
+        (lambda: joined(Mul(), (2, 4, 4), quantization=Quantization(2.0**-20, 0)), "leaves int32"),
+        (lambda: graph(Lookup("tanh"), (2, 4, 4)), "unknown function 'tanh'"),
+        (lambda: graph(Concat(), (2, 4, 4)), "at least 2 inputs"),
+        (lambda: joined(Concat(), (4, 4, 4), quantization=Quantization(0.25, 0)), "keep its input's quantization"),
+        (lambda: joined(Concat(), (4, 4, 4), second_quantization=Quantization(0.25, 0)), "keep its input's"),
+        (lambda: joined(Concat(), (4, 4, 4), second=(2, 4, 3)), "joins the channels"),
+        (lambda: graph(Slice(1, 3), (2, 4, 4)), "takes channels 1 to 3 of 2"),
+        (lambda: graph(Slice(1, 1), (0, 4, 4)), "takes channels 1 to 1 of 2"),
+        (lambda: graph(Slice(-1, 1), (2, 4, 4)), "takes channels -1 to 1"),
+        (lambda: graph(ChannelShuffle(3), (2, 4, 4)), "3 groups do not divide 2 channels"),
+        (lambda: graph(ChannelShuffle(0), (2, 4, 4)), "0 groups do not divide"),
+        (lambda: graph(Upsample((0, 1)), (2, 0, 4)), "out of range"),
     ],
 )
 def test_invalid_layers_are_refused_by_name(build: Callable[[], object], message: str) -> None:

@@ -66,6 +66,18 @@ def test_a_saved_graph_computes_the_same(graph: IntegerGraph, tmp_path: Path) ->
     assert [weight.bits for _, weight in loaded.weights()] == [2, 4]
 
 
+def test_random_graphs_of_every_operator_are_read_as_they_were_written(
+    random_graph, random_inputs, tmp_path: Path
+) -> None:
+    for seed in range(40):
+        written = random_graph(seed)
+        save_graph(written, tmp_path)
+        read = load_graph(tmp_path)
+        inputs = random_inputs(written, 2)
+        assert [type(node.op) for node in read.nodes] == [type(node.op) for node in written.nodes]
+        assert (reference.run(read, inputs) == reference.run(written, inputs)).all()
+
+
 def test_missing_files_say_what_to_give(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"graph\.json is missing\. Give the directory"):
         load_graph(tmp_path)

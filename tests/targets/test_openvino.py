@@ -3,10 +3,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kdpipe.targets import openvino as exporter
 from kdpipe.targets.devices.host_openvino import HostOpenvino
+from kdpipe.targets.errors import UnsupportedError
+from kdpipe.targets.graph import Add, IntegerGraph, Node, Quantization, TensorType
 
 openvino = pytest.importorskip("openvino")
 
@@ -23,6 +26,24 @@ def test_each_layer_is_within_one_step(
         assert set(trace) == {graph.input_name, *(node.name for node in graph.nodes)}
         assert (trace[graph.input_name] == inputs).all()
         assert max(layer_differences(graph, trace).values()) <= 1, f"seed {seed}"
+
+
+def scaled(scale: float) -> IntegerGraph:
+    quantization = Quantization(float(np.float32(scale)), 5)
+    shape = TensorType((2, 3, 3), quantization)
+    return IntegerGraph("net", "x", shape, (Node("layer.sum", Add(), ("x", "x"), shape),))
+
+
+def test_steps_that_openvino_gets_wrong_are_refused_by_layer_and_the_others_are_right(
+    random_inputs, layer_differences, tmp_path: Path
+) -> None:
+    with pytest.raises(UnsupportedError, match=r"layer x: .*wrong values.*1e-08"):
+        exporter.export(scaled(1e-8), tmp_path)
+    assert not list(tmp_path.iterdir())
+    graph = scaled(exporter.SMALLEST_SCALE * 1.01)
+    inputs = random_inputs(graph, 8)
+    exporter.export(graph, tmp_path)
+    assert max(layer_differences(graph, HostOpenvino().trace(tmp_path, inputs)).values()) <= 1
 
 
 def test_convolutions_and_linear_layers_run_in_8_bits(random_graph, tmp_path: Path) -> None:

@@ -10,16 +10,22 @@ from kdpipe.targets.errors import GraphError
 from kdpipe.targets.graph import (
     Add,
     AveragePool2d,
+    ChannelShuffle,
+    Concat,
     Conv2d,
     Flatten,
     IntegerGraph,
     Linear,
+    Lookup,
     MaxPool2d,
+    Mul,
     Node,
     Operator,
     Quantization,
     Requantize,
+    Slice,
     TensorType,
+    Upsample,
     Weight,
 )
 
@@ -105,6 +111,48 @@ def test_add_is_the_real_sum_to_one_step() -> None:
     real = a.dequantize(x).astype(np.float64) + b.dequantize(tensors["b"])
     exact = np.clip(real / out.scale + out.zero_point, -128, 127)
     assert np.abs(tensors["sum"] - exact).max() <= 0.5 + 1e-3
+
+
+@pytest.mark.parametrize("rounding", ["tflite", "single"])
+@pytest.mark.parametrize("second", [(3, 5, 5), (3, 1, 1)])
+def test_mul_is_the_real_product_rounded(second: tuple[int, ...], rounding: str) -> None:
+    a, b, out = Quantization(float32(0.02), 3), Quantization(float32(0.05), -128), Quantization(float32(0.03), -11)
+    rng = np.random.default_rng(4)
+    x, y = (rng.integers(-128, 128, (2, *shape)).astype(np.int8) for shape in ((3, 5, 5), second))
+    types = [TensorType((3, 5, 5), a), TensorType(second, b)]
+    ours = reference.compute(Mul(), [x, y], types, TensorType((3, 5, 5), out), rounding)  # type: ignore[arg-type]
+    product = (x.astype(int) - a.zero_point) * (y.astype(int) - b.zero_point)
+    difference = np.abs(ours - expected(product, a.scale * b.scale / out.scale, out))
+    assert difference.max() <= (0 if rounding == "single" else 1)
+    assert (difference == 0).mean() > 0.98
+
+
+@pytest.mark.parametrize(
+    ("function", "torchs"),
+    [("hard_sigmoid", F.hardsigmoid), ("hard_swish", F.hardswish), ("sigmoid", torch.sigmoid), ("silu", F.silu)],
+)
+def test_lookup_is_the_function_of_every_integer(function: str, torchs) -> None:
+    source, out = Quantization(float32(0.05), 11), Quantization(float32(0.02), -60, -100, 90)
+    x = np.arange(-128, 128).astype(np.int8).reshape(1, 1, 16, 16)
+    types = [TensorType((1, 16, 16), source)]
+    ours = reference.compute(Lookup(function), [x], types, TensorType((1, 16, 16), out), "single")
+    real = torchs(torch.from_numpy(source.scale * (x.astype(np.float64) - source.zero_point))).numpy()
+    assert (ours == np.clip(np.rint(real / out.scale) + out.zero_point, out.qmin, out.qmax)).all()
+
+
+def test_what_moves_channels_and_pixels_equals_torch() -> None:
+    x = random_input(2, 12, 3, 4)
+    tensor = torch.from_numpy(x.astype(np.float32))
+    for groups in (1, 2, 3, 4, 6, 12):
+        shuffled = run_one(ChannelShuffle(groups), x, (12, 3, 4), IN)
+        # a module, for torch.nn.ChannelShuffle exists on every version
+        assert (shuffled == torch.nn.ChannelShuffle(groups)(tensor).numpy()).all()
+    upsampled = run_one(Upsample((3, 2)), x, (12, 9, 8), IN)
+    assert (upsampled == F.interpolate(tensor, scale_factor=(3, 2), mode="nearest").numpy()).all()
+    assert (run_one(Slice(2, 7), x, (5, 3, 4), IN) == x[:, 2:7]).all()
+    types = [TensorType((12, 3, 4), IN), TensorType((1, 3, 4), IN)]
+    joined = reference.compute(Concat(), [x, x[:, :1]], types, TensorType((13, 3, 4), IN), "single")
+    assert (joined == np.concatenate([x, x[:, :1]], axis=1)).all()
 
 
 def test_pools_equal_torch() -> None:

@@ -27,6 +27,7 @@ from kdpipe.targets.graph import (
     convolution_output_size,
 )
 from kdpipe.targets.tflite_model import unpack_model
+from kdpipe.targets.tflite_padding import tflite_padding
 
 litert = pytest.importorskip("ai_edge_litert.interpreter")
 QUANTIZATION = Quantization(0.5, -3)
@@ -172,7 +173,7 @@ def test_padding_means_the_same_windows(size: Any, stride: Any, padding: Any, di
         )
         for axis in (0, 1)
     )
-    found = exporter.tflite_padding(size, kernel, stride, padding, output, dilation)  # type: ignore[arg-type]
+    found = tflite_padding(size, kernel, stride, padding, output, dilation)  # type: ignore[arg-type]
     if found == "VALID":
         applied = (0, 0, 0, 0)
     elif found == "SAME":
@@ -198,10 +199,10 @@ def test_padding_means_the_same_windows(size: Any, stride: Any, padding: Any, di
 
 
 def test_torch_padding_of_a_stride_of_two_needs_a_pad() -> None:
-    assert exporter.tflite_padding((8, 8), (3, 3), (2, 2), (1, 1, 1, 1), (4, 4)) == (1, 1, 0, 0)
-    assert exporter.tflite_padding((7, 7), (3, 3), (2, 2), (1, 1, 1, 1), (4, 4)) == "SAME"
-    assert exporter.tflite_padding((8, 8), (3, 3), (1, 1), (1, 1, 1, 1), (8, 8)) == "SAME"
-    assert exporter.tflite_padding((8, 8), (1, 1), (2, 2), (0, 0, 0, 0), (4, 4)) == "VALID"
+    assert tflite_padding((8, 8), (3, 3), (2, 2), (1, 1, 1, 1), (4, 4)) == (1, 1, 0, 0)
+    assert tflite_padding((7, 7), (3, 3), (2, 2), (1, 1, 1, 1), (4, 4)) == "SAME"
+    assert tflite_padding((8, 8), (3, 3), (1, 1), (1, 1, 1, 1), (8, 8)) == "SAME"
+    assert tflite_padding((8, 8), (1, 1), (2, 2), (0, 0, 0, 0), (4, 4)) == "VALID"
 
 
 def test_the_padding_of_a_maximum_never_wins(random_inputs) -> None:

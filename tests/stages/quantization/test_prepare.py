@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kdpipe.models.registry import MODELS
 from kdpipe.stages.knowledge.taps import capture
 from kdpipe.stages.quantization.activations import ActivationQuantizer, calibrating
+from kdpipe.stages.quantization.fidelity import compare
 from kdpipe.stages.quantization.prepare import QuantizationConfig, input_quantizer, prepare, quantizers
 from kdpipe.stages.quantization.weights import QuantizedConv2d
 from kdpipe.targets.errors import NetworkError, UnsupportedError
@@ -169,14 +170,14 @@ class Hopeless(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(1, 4, 3, padding=1, padding_mode="reflect")
-        self.act = nn.Hardswish()
+        self.act = nn.Softplus()
         self.late = nn.BatchNorm2d(4)
-        self.pool = nn.MaxPool2d(2, ceil_mode=True)
-        self.fc = nn.Linear(4 * 4 * 4, 2)
+        self.pool = nn.MaxPool2d(2, dilation=2)
+        self.fc = nn.Linear(4 * 3 * 3, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.pool(self.act(self.conv(x)))
-        return self.fc(torch.sigmoid(x * 2).flatten(1))
+        return self.fc(torch.tanh(x * 2).flatten(1))
 
 
 def test_everything_that_cannot_be_quantized_is_named_at_once() -> None:
@@ -186,10 +187,10 @@ def test_everything_that_cannot_be_quantized_is_named_at_once() -> None:
     for line in (
         "5 operations of the network can't be quantized",
         "conv: convolution with padding_mode='reflect'. Use padding_mode='zeros'",
-        "act: Hardswish has no integer form here. Replace it",
-        "pool: max pooling with dilation, ceil_mode or return_indices",
-        "mul: the operation 'mul'",
-        "sigmoid: the operation 'sigmoid'",
+        "act: Softplus has no integer form here. Replace it",
+        "pool: max pooling with dilation or return_indices",
+        "mul: a product with a number",
+        "tanh: the operation 'tanh'",
     ):
         assert line in message
 
@@ -200,9 +201,44 @@ def test_a_padded_shortcut_names_its_module_and_the_remedy() -> None:
 
 
 def test_a_batch_norm_without_a_layer_of_its_own_is_named() -> None:
-    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 2))
-    with pytest.raises(UnsupportedError, match="2: batch norm that does not directly follow"):
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.BatchNorm1d(72), nn.Linear(72, 2))
+    with pytest.raises(UnsupportedError, match="3: batch norm that does not directly follow"):
         prepare(network, torch.zeros(2, 1, 8, 8), QuantizationConfig())
+
+
+class PreActivation(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.conv = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1)
+        self.last, self.fc = nn.BatchNorm2d(4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.conv(F.relu(self.norm(x)))
+        return self.fc(F.relu(self.last(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("bits", [2, 8])
+def test_a_batch_norm_after_something_else_is_a_depthwise_layer(bits: int) -> None:
+    torch.manual_seed(0)
+    network, x = PreActivation(), torch.randn(32, 1, 8, 8)
+    for norm in (network.norm, network.last):
+        nn.init.uniform_(norm.weight, -1, 1.5)
+        nn.init.normal_(norm.bias)
+    network(x)
+    network.eval()
+    prepared = prepare(network, x, QuantizationConfig(bits, 8))
+    input_quantizer(prepared).set_range(-4, 4)
+    with torch.no_grad(), calibrating(prepared):
+        prepared(x)
+    prepared.eval()
+    graph = lower(prepared, (1, 8, 8), name="g")
+    assert [node.name for node in graph.nodes] == ["stem", "norm", "conv", "add", "last", "mean", "mean.flatten", "fc"]
+    assert compare(prepared, graph, x).worst[1] == 1.0
+    if bits == 8:
+        assert float((prepared(x) - network(x)).abs().mean()) < 0.05 * float(network(x).std())
+    prepared.train()(x).sum().backward()
+    assert float(prepared.get_parameter("norm.weight").grad.abs().sum()) > 0
 
 
 def test_a_layer_that_is_called_twice_is_named() -> None:

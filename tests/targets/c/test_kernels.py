@@ -12,15 +12,21 @@ from kdpipe.targets.c.generator import export
 from kdpipe.targets.graph import (
     Add,
     AveragePool2d,
+    ChannelShuffle,
+    Concat,
     Conv2d,
     Flatten,
     IntegerGraph,
     Linear,
+    Lookup,
     MaxPool2d,
+    Mul,
     Node,
     Quantization,
     Requantize,
+    Slice,
     TensorType,
+    Upsample,
     Weight,
 )
 
@@ -128,6 +134,32 @@ def test_other_operators(chain: Callable[..., IntegerGraph], check: Check, tmp_p
         graphs += [IntegerGraph("net", "input", kinds[0], nodes, rounding) for rounding in ("tflite", "single")]
     for index, graph in enumerate(graphs):
         check(graph, tmp_path / str(index))
+
+
+@pytest.mark.parametrize("rounding", ["tflite", "single"])
+def test_operators_of_channels(rounding: str, chain: Callable[..., IntegerGraph], check: Check, tmp_path: Path) -> None:
+    image, flat, gate = (TensorType(shape, Q) for shape in ((6, 3, 4), (72,), (6, 1, 1)))
+    wide = TensorType((12, 3, 4), Q)
+    squeezed = (
+        Node("mean", AveragePool2d((3, 4), (1, 1)), ("input",), gate),
+        Node("gate", Lookup("hard_sigmoid"), ("mean",), gate),
+        Node("scaled", Mul(), ("input", "gate"), image),
+        Node("squared", Mul(), ("scaled", "scaled"), image),
+        Node("both", Concat(), ("squared", "input"), wide),
+        Node("shuffled", ChannelShuffle(4), ("both",), wide),
+        Node("part", Slice(1, 12), ("shuffled",), TensorType((11, 3, 4), Q)),
+        Node("large", Upsample((2, 3)), ("part",), TensorType((11, 6, 12), Q)),
+    )
+    flattened = (
+        Node("flat", Flatten(), ("input",), flat),
+        Node("silu", Lookup("silu"), ("flat",), flat),
+        Node("product", Mul(), ("silu", "flat"), flat),
+        Node("three", Concat(), ("flat", "product", "flat"), TensorType((216,), Q)),
+        Node("part", Slice(70, 150), ("three",), TensorType((80,), Q)),
+    )
+    for index, nodes in enumerate((squeezed, flattened)):
+        check(IntegerGraph("net", "input", image, nodes, rounding), tmp_path / str(index))
+    check(chain((5, 2, 2), [("slice", Slice(0, 1), (1, 2, 2))], rounding=rounding), tmp_path / "slice")
 
 
 @pytest.mark.parametrize("rounding", ["tflite", "single"])

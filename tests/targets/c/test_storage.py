@@ -12,6 +12,7 @@ from kdpipe.targets.graph import (
     IntegerGraph,
     Linear,
     MaxPool2d,
+    Mul,
     Node,
     Quantization,
     Requantize,
@@ -103,3 +104,18 @@ def _owned_by(name: str, storage: object, graph: IntegerGraph, owner: dict[int, 
         return True
     start = storage.plan.offsets[place]
     return all(owner.get(start + index) == name for index in range(size_of(graph.tensor(name).shape)))
+
+
+def test_a_product_overwrites_its_first_factor_only(chain: Callable[..., IntegerGraph]) -> None:
+    """The second factor may be one number a channel: too small to hold the product."""
+    kind, small = TensorType((2, 3, 3), Quantization(0.5, 0)), TensorType((2, 1, 1), Quantization(0.5, 0))
+    nodes = (
+        Node("map", MaxPool2d((1, 1), (1, 1)), ("input",), kind),
+        Node("gate", MaxPool2d((3, 3), (1, 1)), ("map",), small),
+        Node("product", Mul(), ("map", "gate"), kind),
+        Node("again", Mul(), ("input", "product"), kind),
+        Node("last", Requantize(), ("again",), kind),
+    )
+    place = assign_storage(IntegerGraph("net", "input", kind, nodes), {}).place
+    assert place["product"] == place["map"] != place["gate"]
+    assert place["again"] != place["product"]
