@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kdpipe.pipeline.events import Sink, StageLogged, StageProgress
-from kdpipe.pipeline.parameters import read_files
+from kdpipe.pipeline.parameters import read_files, read_folders
 from kdpipe.pipeline.plan import Step
 from kdpipe.pipeline.report_schema import StageFindings, TargetFindings
 from kdpipe.pipeline.spec import Spec, StageSpec
@@ -79,7 +79,7 @@ class RunContext:
         self._stage = stage
         self._outputs = outputs
         self._emit = emit
-        self._files = {file for _, file in read_files(stage.params)}
+        self._files = {path for read in (read_files, read_folders) for _, path in read(stage.params)}
 
     @property
     def seed(self) -> int:
@@ -109,7 +109,7 @@ class RunContext:
         return directory
 
     def file(self, path: str) -> Path:
-        """Return a ReadsFile path as an absolute one.
+        """Return a ReadsFile or ReadsFolder path as an absolute one.
 
         Raises:
             ValueError: the parameters name no such file, so that its content is no part of the key (a defect of the

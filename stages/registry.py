@@ -70,7 +70,11 @@ STAGES = StageRegistry(
         "mutual": "kdpipe.stages.mutual:STAGE",
         "reconstruction": "kdpipe.stages.reconstruction:STAGE",
     },
-    sources={"digits": "kdpipe.stages.data.digits:SOURCE"},
+    sources={
+        "digits": "kdpipe.stages.data.digits:SOURCE",
+        "mnist": "kdpipe.stages.data.mnist:SOURCE",
+        "image-folder": "kdpipe.stages.data.image_folder:SOURCE",
+    },
 )
 
 

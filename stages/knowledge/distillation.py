@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdpipe.stages.artifacts import NetworkDescription, build_network, load_network, save_ensemble, save_network
 from kdpipe.stages.base import Artifact, Inputs, Outcome, Rows, StageContext
-from kdpipe.stages.data.batches import TensorBatches, shift
+from kdpipe.stages.data.batches import TensorBatches, augmentation
 from kdpipe.stages.distill import DistillParams
 from kdpipe.stages.knowledge.base import DistillationLoss, Knowledge, Said
 from kdpipe.stages.knowledge.coefficients import epoch_progress
@@ -152,9 +152,11 @@ def _train(
     }
     for loss in losses.values():
         loss.attach(student, list(teachers.networks))
+    black = [-mean / std for mean, std in zip(teachers.space.mean, teachers.space.std, strict=True)]
+    augment = augmentation(params.shift, params.flip, fill=black)
     cached = None
     started = time.perf_counter()
-    if params.shift == 0:
+    if augment is None:
         cached = cache_outputs(teachers, tapping.teachers, data.images, limit_mib=params.cache_mib)
     context.log(_about_cache(cached, time.perf_counter() - started, params.epochs))
     survey = TeacherSurvey(teachers, tapping.teachers, data, cached, device)
@@ -164,12 +166,11 @@ def _train(
             found |= {f"{name}_{key}": value for key, value in loss.prepare(survey).items()}
 
     labels = data.labels if data.labels is not None else torch.full((len(data.images),), -1)
-    black = [-mean / std for mean, std in zip(teachers.space.mean, teachers.space.std, strict=True)]
     batches = TensorBatches(
         [data.images, labels, torch.arange(len(data.images)), *(cached or [])],
         params.batch_size,
         torch.Generator().manual_seed(derive_seed(seed, "batches")),
-        augment=shift(params.shift, fill=black) if params.shift else None,
+        augment=augment,
         device=device,
     )
     agreed: list[Tensor] = []

@@ -16,7 +16,7 @@ from kdpipe.stages.artifacts import (
     save_ensemble,
 )
 from kdpipe.stages.base import Inputs, Outcome, Rows, StageContext
-from kdpipe.stages.data.batches import TensorBatches, shift
+from kdpipe.stages.data.batches import TensorBatches, augmentation
 from kdpipe.stages.teachers import Member, TeachersParams
 from kdpipe.stages.training.checkpoints import load_state, read_checkpoint
 from kdpipe.stages.training.device import choose_device
@@ -66,7 +66,14 @@ def make_ensemble(params: TeachersParams, inputs: Inputs, context: StageContext)
                 seed = derive_seed(context.seed, "batches", index)
                 device = choose_device(context.accelerator)
                 history[f"teacher-{index}"] = train_classifier(
-                    network, split, params, seed=seed, pixels=params.shift, device=device, report=report
+                    network,
+                    split,
+                    params,
+                    seed=seed,
+                    pixels=params.shift,
+                    mirror=params.flip,
+                    device=device,
+                    report=report,
                 )
                 finished += 1
         network = network.cpu().eval()
@@ -90,6 +97,7 @@ def train_classifier(
     *,
     seed: int,
     pixels: int,
+    mirror: bool = False,
     device: torch.device,
     report: Report | None = None,
 ) -> Rows:
@@ -101,6 +109,7 @@ def train_classifier(
         params: epochs, batch size, optimizer and schedule.
         seed: of the batches' order and the augmentation.
         pixels: random moves of up to so many pixels.
+        mirror: random flips.
         device: where the network is trained, and left.
         report: called after each epoch.
     """
@@ -108,7 +117,7 @@ def train_classifier(
         (split.images, split.labels),
         params.batch_size,
         torch.Generator().manual_seed(seed),
-        augment=shift(pixels) if pixels else None,
+        augment=augmentation(pixels, mirror),
         device=device,
     )
     correct: list[float] = []
