@@ -93,6 +93,14 @@ class StageContext(Protocol):
         """Return a ReadsFile or ReadsFolder path as an absolute one."""
         ...
 
+    def scratch(self) -> Path:
+        """Return the directory that keeps what a stage needs to go on after it was killed.
+
+        It belongs to the stage's key: a stage with other parameters, inputs or code never sees it. It is empty at
+        first, and removed when the stage's outputs are published.
+        """
+        ...
+
     def progress(self, done: int, total: int, unit: str = "epoch", **metrics: float) -> None:
         """Say that `done` of `total` units are finished, with the latest metrics."""
         ...

@@ -24,6 +24,7 @@ from kdpipe.stages.training.device import choose_device
 from kdpipe.stages.training.ensemble import TeacherEnsemble
 from kdpipe.stages.training.loop import train
 from kdpipe.stages.training.parameters import make_optimizer
+from kdpipe.stages.training.resume import GeneratorState, Resume
 from kdpipe.stages.training.schedules import make_schedule
 from kdpipe.stages.training.seeding import derive_seed, seeded
 
@@ -166,10 +167,11 @@ def _train(
             found |= {f"{name}_{key}": value for key, value in loss.prepare(survey).items()}
 
     labels = data.labels if data.labels is not None else torch.full((len(data.images),), -1)
+    order = torch.Generator().manual_seed(derive_seed(seed, "batches"))
     batches = TensorBatches(
         [data.images, labels, torch.arange(len(data.images)), *(cached or [])],
         params.batch_size,
-        torch.Generator().manual_seed(derive_seed(seed, "batches")),
+        order,
         augment=augment,
         device=device,
     )
@@ -213,6 +215,13 @@ def _train(
             )
             return {name: parameters[name].weight_at(progress) * loss(knowledge) for name, loss in losses.items()}
 
+        drawing = [order, *(generator for loss in losses.values() for generator in loss.generators())]
+        resume = Resume(
+            context.scratch(),
+            f"student-{generation}",
+            {"student": student, "losses": nn.ModuleDict(losses)}
+            | {f"generator-{index}": GeneratorState(generator) for index, generator in enumerate(drawing)},
+        )
         student.train()
         with seeded(derive_seed(seed, "training")):
             rows = train(
@@ -224,6 +233,7 @@ def _train(
                 start_epoch=start_epoch,
                 evaluate=evaluate,
                 report=report,
+                resume=resume,
             )
     return rows, found
 

@@ -24,6 +24,7 @@ from kdpipe.stages.training.ensemble import TeacherEnsemble
 from kdpipe.stages.training.loop import Report, train
 from kdpipe.stages.training.metrics import accuracy, predict
 from kdpipe.stages.training.parameters import OptimizationParams, make_optimizer
+from kdpipe.stages.training.resume import GeneratorState, Resume
 from kdpipe.stages.training.schedules import make_schedule
 from kdpipe.stages.training.seeding import derive_seed, seeded
 from kdpipe.targets.errors import DataError, KdpipeError
@@ -74,6 +75,7 @@ def make_ensemble(params: TeachersParams, inputs: Inputs, context: StageContext)
                     mirror=params.flip,
                     device=device,
                     report=report,
+                    resume=Resume(context.scratch(), f"teacher-{index}", {}),
                 )
                 finished += 1
         network = network.cpu().eval()
@@ -100,6 +102,7 @@ def train_classifier(
     mirror: bool = False,
     device: torch.device,
     report: Report | None = None,
+    resume: Resume | None = None,
 ) -> Rows:
     """Train a network on labelled images by cross entropy, in place, and return a row an epoch.
 
@@ -112,11 +115,13 @@ def train_classifier(
         mirror: random flips.
         device: where the network is trained, and left.
         report: called after each epoch.
+        resume: of this network's loop, without parts.
     """
+    generator = torch.Generator().manual_seed(seed)
     batches = TensorBatches(
         (split.images, split.labels),
         params.batch_size,
-        torch.Generator().manual_seed(seed),
+        generator,
         augment=augmentation(pixels, mirror),
         device=device,
     )
@@ -134,6 +139,9 @@ def train_classifier(
         return {"accuracy": mean}
 
     network.to(device).train()
+    if resume is not None:
+        resume.watch("network", network)
+        resume.watch("batches", GeneratorState(generator))
     return train(
         batches,
         step,
@@ -142,6 +150,7 @@ def train_classifier(
         epochs=params.epochs,
         evaluate=evaluate,
         report=report,
+        resume=resume,
     )
 
 

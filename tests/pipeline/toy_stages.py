@@ -160,6 +160,13 @@ def mischief(params: MischiefParams, inputs: Any, context: Any) -> Outcome:
         case "wait":
             print("waiting", flush=True)
             time.sleep(60)
+        case "wait once":
+            half = context.scratch() / "half"
+            if not half.exists():
+                half.write_text("done")
+                print("waiting", flush=True)
+                time.sleep(60)
+            return Outcome(metrics={"half": half.read_text()})
         case "target":
             return Outcome(target=TargetRecord("onnx", "host", (), 1.0, 1))
         case "figure":
