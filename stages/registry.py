@@ -64,6 +64,7 @@ STAGES = StageRegistry(
         "teacher-ensemble": "kdpipe.stages.teachers:STAGE",
         "synthesize": "kdpipe.stages.synthesize:STAGE",
         "distill": "kdpipe.stages.distill:STAGE",
+        "data-free-distill": "kdpipe.stages.data_free_distill:STAGE",
         "quantize": "kdpipe.stages.quantize:STAGE",
         "export": "kdpipe.stages.export:STAGE",
         "validate": "kdpipe.stages.validate:STAGE",

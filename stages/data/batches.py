@@ -66,7 +66,7 @@ def shift(pixels: int, *, fill: Sequence[float] = (0,)) -> Augmentation:
 
     def apply(images: Tensor, generator: torch.Generator) -> Tensor:
         count, channels, height, width = images.shape
-        outside = torch.tensor(fill, dtype=images.dtype).view(1, -1, 1, 1)
+        outside = torch.tensor(fill, dtype=images.dtype, device=images.device).view(1, -1, 1, 1)
         padded = outside.expand(count, channels, height + 2 * pixels, width + 2 * pixels).clone()
         padded[:, :, pixels : pixels + height, pixels : pixels + width] = images
         moves = torch.randint(0, 2 * pixels + 1, (2, count, 1), generator=generator).squeeze(2)
@@ -82,7 +82,7 @@ def flip() -> Augmentation:
 
     def apply(images: Tensor, generator: torch.Generator) -> Tensor:
         mirrored = torch.rand(len(images), generator=generator) < 0.5
-        return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
+        return torch.where(mirrored.view(-1, 1, 1, 1).to(images.device), images.flip(3), images)
 
     return apply
 
