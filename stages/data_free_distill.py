@@ -26,9 +26,12 @@ class DataFreeDistillParams(OptimizationParams):
     temperature: float = Field(default=4.0, gt=0, le=1000, description="softens both distributions")
     shift: int = Field(default=0, ge=0, le=16, description="augmentation: random moves of up to so many pixels")
     flip: bool = Field(default=False, description="augmentation: mirror each image with probability 1/2")
-    checkpoint: Literal["last", "ema"] = Field(
-        default="last", description="the student of the last step, or its exponential moving average"
+    checkpoint: Literal["last", "ema", "agreement"] = Field(
+        default="last",
+        description="the student of the last step, its exponential moving average, or of the last epochs the one that "
+        "agrees most with the teachers on held-out images",
     )
+    candidates: int = Field(default=5, ge=1, le=1000, description="epochs that `agreement` chooses among")
     ema_decay: float = Field(default=0.99, ge=0, lt=1, description="share of the average that a step keeps")
     count: int = Field(default=2000, ge=10, le=10_000_000, description="images in the output `samples`")
     collapse_below: float = Field(
@@ -44,8 +47,10 @@ def outputs(params: Any) -> Mapping[str, str]:
 def run(params: DataFreeDistillParams, inputs: Inputs, context: StageContext) -> Outcome:
     """Train method and student in turn, and write the student and samples."""
     from kdpipe.stages.synthesis.online import distill_online
+    from kdpipe.stages.training.device import limited_threads
 
-    return distill_online(params, inputs, context)
+    with limited_threads(context.threads):
+        return distill_online(params, inputs, context)
 
 
 STAGE = Stage(

@@ -31,6 +31,10 @@ class ImageBank:
         self._images[places] = images.detach().cpu()
         self._added += len(images)
 
+    def all(self) -> Tensor:
+        """Return all images, [len, C, H, W]."""
+        return self._images[: len(self)]
+
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Return `count` images at random: different ones as long as there are enough.
 

@@ -52,6 +52,10 @@ class Synthesizer(ABC):
         """Return `count` images [count, C, H, W] to train the student on, normalized and without gradient."""
 
     @abstractmethod
+    def held_out(self) -> Tensor:
+        """Return a batch [B, C, H, W] that `images` never returns: for judging the student, not for training it."""
+
+    @abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """Return the method's state: tensors, numbers and containers of them."""
 

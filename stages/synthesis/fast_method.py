@@ -44,6 +44,21 @@ class FastMethod(Synthesizer):
 
     def step(self, student: nn.Module | None) -> SynthesisStep:
         """Adapt copies of the initial values to one batch, put it into the bank, and move the initial values."""
+        made, generator, latent = self._adapt(student)
+        for initial, adapted in zip(self.generator.parameters(), generator.parameters(), strict=True):
+            initial.grad = adapted.grad
+        self.latent.grad = latent.grad
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self.bank.add(made.images)
+        return made
+
+    def held_out(self) -> Tensor:
+        """Return a batch that is adapted as in a step, but reaches neither the bank nor the initial values."""
+        return self._adapt(None)[0].images
+
+    def _adapt(self, student: nn.Module | None) -> tuple[SynthesisStep, Generator, Tensor]:
+        """Return the best batch of the inner steps, and what they ended with, with the last gradients."""
         params = self._params
         generator = copy.deepcopy(self.generator)
         fresh = self.generator.noise(params.batch_size, self._noise)
@@ -68,14 +83,8 @@ class FastMethod(Synthesizer):
                 inner.zero_grad(set_to_none=True)
                 loss.backward()
                 inner.step()
-        for initial, adapted in zip(self.generator.parameters(), generator.parameters(), strict=True):
-            initial.grad = adapted.grad
-        self.latent.grad = latent.grad
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
         assert best is not None  # noqa: S101  # inner_steps is at least 1
-        self.bank.add(best[1].images)
-        return best[1]
+        return best[1], generator, latent
 
     def images(self, count: int) -> Tensor:
         """Return images of the bank, drawn with replacement where it has too few."""

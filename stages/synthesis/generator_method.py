@@ -64,6 +64,11 @@ class GeneratorMethod(Synthesizer):
             return batch
         return self.generator(self.generator.noise(count, self._noise))
 
+    @torch.no_grad()
+    def held_out(self) -> Tensor:
+        """Return a batch from fresh noise."""
+        return self.generator(self.generator.noise(self._params.batch_size, self._noise))
+
     def state_dict(self) -> dict[str, Any]:
         """Return weights, optimizer, noise and the batch that was not handed out yet."""
         return {

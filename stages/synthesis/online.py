@@ -12,12 +12,14 @@ from kdpipe.stages.base import Inputs, Outcome, StageContext
 from kdpipe.stages.data.batches import augmentation
 from kdpipe.stages.data_free_distill import DataFreeDistillParams
 from kdpipe.stages.knowledge.response import distillation_loss
+from kdpipe.stages.synthesis.bank import ImageBank
 from kdpipe.stages.synthesis.base import Synthesizer
 from kdpipe.stages.synthesis.dafl import GRID, collapsed
 from kdpipe.stages.synthesis.losses import class_entropy
 from kdpipe.stages.synthesis.picture import write_grid
 from kdpipe.stages.synthesis.selection import balanced_choice
 from kdpipe.stages.training.averaging import WeightAverage
+from kdpipe.stages.training.candidates import Candidates, agreement
 from kdpipe.stages.training.device import choose_device
 from kdpipe.stages.training.ensemble import TeacherEnsemble
 from kdpipe.stages.training.loop import train
@@ -26,6 +28,9 @@ from kdpipe.stages.training.parameters import make_optimizer
 from kdpipe.stages.training.resume import GeneratorState, Resume
 from kdpipe.stages.training.schedules import make_schedule
 from kdpipe.stages.training.seeding import derive_seed, seeded
+
+HELD_OUT = 4096
+"""Images at most that a checkpoint is chosen by: the newest."""
 
 
 class SynthesizedBatches:
@@ -100,6 +105,8 @@ def distill_online(params: DataFreeDistillParams, inputs: Inputs, context: Stage
     black = [-mean / std for mean, std in zip(teachers.space.mean, teachers.space.std, strict=True)]
     augment = augmentation(params.shift, params.flip, fill=black)
     average = WeightAverage(student, params.ema_decay) if params.checkpoint == "ema" else None
+    candidates = Candidates(student, params.candidates) if params.checkpoint == "agreement" else None
+    held_out = ImageBank(HELD_OUT, teachers.space.shape)
     agreed: list[Tensor] = []
 
     def step(images: Tensor) -> Mapping[str, Tensor]:
@@ -116,6 +123,9 @@ def distill_online(params: DataFreeDistillParams, inputs: Inputs, context: Stage
         agreed.clear()
         if row["class_entropy"] < params.collapse_below:
             raise collapsed(row["class_entropy"], params.collapse_below, "synthesis")
+        if candidates is not None:
+            candidates.add(candidates.latest + 1)
+            held_out.add(method.held_out())
         return row
 
     def report(done: int, row: Mapping[str, float]) -> None:
@@ -125,6 +135,8 @@ def distill_online(params: DataFreeDistillParams, inputs: Inputs, context: Stage
     parts = {"student": student, "method": method, "warm-up": batches, "augmentation": GeneratorState(moves)}
     if average is not None:
         parts["average"] = average
+    if candidates is not None:
+        parts |= {"candidates": candidates, "held-out": held_out}
     student.train()
     with seeded(derive_seed(context.seed, "training")):
         history = train(
@@ -140,19 +152,24 @@ def distill_online(params: DataFreeDistillParams, inputs: Inputs, context: Stage
         )
     if average is not None:
         student.load_state_dict(average.average())
+    chosen: dict[str, float] = {}
+    if candidates is not None:
+        images = held_out.all()
+        found, share = candidates.choose(images, predict(teachers, images))
+        chosen = {"chosen_epoch": found, "held_out_agreement": share}
     save_network(context.output("network"), student.cpu().eval(), description)
     samples = final_samples(method, teachers, params, context.seed)
     directory = context.output("samples")
     save_samples(directory, samples)
     write_grid(directory / "grid.png", samples.images[:GRID], teachers.space)
-    agreement = (predict(student, samples.images).argmax(dim=1) == samples.logits.argmax(dim=1)).float().mean()
     return Outcome(
         metrics={
             "parameters": sum(p.numel() for p in student.parameters()),
             "loss": history[-1]["loss"],
-            "agreement": float(agreement),
+            "agreement": agreement(student, samples.images, samples.logits),
             "class_entropy": history[-1]["class_entropy"],
             "images": len(samples),
+            **chosen,
         },
         history={"student": history},
         figures={"Synthesized images": "samples/grid.png"},

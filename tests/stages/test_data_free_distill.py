@@ -65,9 +65,9 @@ def test_the_same_seed_makes_the_same_bytes(method, teachers, context):
     assert a == b != c
 
 
-@pytest.mark.parametrize("method", ["dfq", "fast"])
-def test_an_interrupted_stage_goes_on_to_the_same_bytes(method, teachers, context):
-    change = {"epochs": 3, "iterations": 3, "shift": 1, "checkpoint": "ema"}
+@pytest.mark.parametrize(("method", "checkpoint"), [("dfq", "ema"), ("fast", "agreement")])
+def test_an_interrupted_stage_goes_on_to_the_same_bytes(method, checkpoint, teachers, context):
+    change = {"epochs": 3, "iterations": 3, "shift": 1, "checkpoint": checkpoint}
     settings = {"student_steps": 2, "warm_up": 1}
     whole, broken = context("whole"), context("broken")
     run(teachers, whole, method, settings, **change)
@@ -95,6 +95,15 @@ def test_the_average_is_another_student_than_the_last(teachers, context):
     run(teachers, ema, checkpoint="ema")
     run(teachers, none, checkpoint="ema", ema_decay=0)
     assert weights(ema) != weights(last) == weights(none)
+
+
+@pytest.mark.parametrize("method", ["dfq", "fast"])
+def test_agreement_chooses_the_best_of_the_last_epochs(method, teachers, context):
+    folder = context()
+    settings = {"student_steps": 1, "warm_up": 1}
+    outcome = run(teachers, folder, method, settings, epochs=5, iterations=4, checkpoint="agreement", candidates=3)
+    assert outcome.metrics["chosen_epoch"] in (3, 4, 5)
+    assert 0 < outcome.metrics["held_out_agreement"] <= 1
 
 
 def test_a_collapsed_method_is_refused_in_the_epoch_in_which_it_happens(teachers, context):

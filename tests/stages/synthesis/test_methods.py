@@ -105,6 +105,16 @@ def test_fast_starts_from_learned_values_and_keeps_the_best_of_its_steps(ensembl
     assert {image.sum().item() for image in drawn} == {image.sum().item() for image in newest}
 
 
+@pytest.mark.parametrize("name", list(METHODS))
+def test_held_out_images_are_never_handed_out(name, ensemble):
+    _, method = build(name, ensemble)
+    method.step(None)
+    held = method.held_out()
+    assert held.shape == (16, 1, 8, 8)
+    seen = {float(image.sum()) for _ in range(4) for image in method.images(16)}
+    assert not seen & {float(image.sum()) for image in held}
+
+
 def test_disagreement_by_hand():
     student, teacher = torch.tensor([[0.0, 0.0], [0.0, 0.0]]), torch.tensor([[2.0, 0.0], [0.0, 2.0]])
     p = teacher[0].softmax(dim=0)
