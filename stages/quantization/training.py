@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from kdpipe.stages.artifacts import ImageSpace, load_network, load_samples, load_split, normalize
 from kdpipe.stages.base import Artifact, Inputs, Outcome, Rows, StageContext
@@ -153,6 +153,7 @@ def train_quantized(
     def report(done: int, row: Mapping[str, float]) -> None:
         context.progress(done, params.epochs, "epoch", loss=row["loss"], agreement=row["agreement"])
 
+    drawing = [order, precisions, *(generator for loss in losses.values() for generator in loss.generators())]
     prepared.train()
     with seeded(derive_seed(context.seed, "training")):
         return train(
@@ -167,7 +168,8 @@ def train_quantized(
             resume=Resume(
                 context.scratch(),
                 "quantized",
-                {"network": prepared, "batches": GeneratorState(order), "precisions": GeneratorState(precisions)},
+                {"network": prepared, "losses": nn.ModuleDict(losses)}
+                | {f"generator-{index}": GeneratorState(generator) for index, generator in enumerate(drawing)},
             ),
         )
 
