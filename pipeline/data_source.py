@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from kdpipe.pipeline.runner import run_stages
 from kdpipe.pipeline.spec import Spec, StageSpec
 from kdpipe.pipeline.store import Store
@@ -34,7 +36,15 @@ def split_directory(name: str, store: Store, stages: StageRegistry = STAGES) -> 
             raise UsageError("no split here: split.json is missing", where=name)
         raise UsageError(f"no data {name!r}", where="--data", remedy=did_you_mean(source, stages.sources))
     stage = stages.source(source)
-    params = stage.params()
+    try:
+        params = stage.params()
+    except ValidationError as error:
+        needed = ", ".join(str(detail["loc"][0]) for detail in error.errors(include_url=False))
+        raise UsageError(
+            f"the data source {source!r} can't be named alone: it needs {needed}",
+            where="--data",
+            remedy="Give the directory of a split that a pipeline has made; report.json lists them",
+        ) from None
     outputs = stage.outputs(params)
     split = split or DEFAULT_SPLIT
     if split not in outputs:

@@ -41,6 +41,7 @@ _PACKAGES = (
     _Package("numpy", "the integer reference"),
     _Package("torch", "training"),
     _Package("scikit-learn", "the digits data"),
+    _Package("pillow", "reads image files", "images"),
     _Package("onnx", "writes ONNX", "onnx"),
     _Package("onnxruntime", "runs ONNX", "onnx"),
     _Package("openvino", "writes and runs OpenVINO IR", "openvino"),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kdpipe.pipeline.events import Sink, StageLogged, StageProgress
-from kdpipe.pipeline.parameters import read_files
+from kdpipe.pipeline.parameters import read_files, read_folders
 from kdpipe.pipeline.plan import Step
 from kdpipe.pipeline.report_schema import StageFindings, TargetFindings
 from kdpipe.pipeline.spec import Spec, StageSpec
@@ -39,7 +39,7 @@ def execute(spec: Spec, step: Step, finished: Mapping[str, Entry], store: Store,
     if step.key is None:
         raise ValueError(f"stage {stage.name!r} has no key: its inputs are not known yet")
     with store.workplace() as workplace:
-        context = RunContext(spec, stage, workplace / OUTPUTS, emit)
+        context = RunContext(spec, stage, workplace / OUTPUTS, store.scratch(step.key), emit)
         began = time.monotonic()
         outcome = stage.stage.run(stage.params, _inputs(stage, finished), context)
         seconds = round(time.monotonic() - began, 3)
@@ -61,7 +61,9 @@ def execute(spec: Spec, step: Step, finished: Mapping[str, Entry], store: Store,
             seconds=seconds,
             finished_at=time.time(),
         )
-        return store.publish(workplace, manifest), seconds
+        entry = store.publish(workplace, manifest)
+        store.discard_scratch(step.key)
+        return entry, seconds
 
 
 class RunContext:
@@ -71,15 +73,17 @@ class RunContext:
         spec: the pipeline.
         stage: the stage that runs.
         outputs: the directory that its outputs are made in.
+        scratch: the directory that survives a kill.
         emit: takes its progress and log lines.
     """
 
-    def __init__(self, spec: Spec, stage: StageSpec, outputs: Path, emit: Sink) -> None:
+    def __init__(self, spec: Spec, stage: StageSpec, outputs: Path, scratch: Path, emit: Sink) -> None:
         self._spec = spec
         self._stage = stage
         self._outputs = outputs
+        self._scratch = scratch
         self._emit = emit
-        self._files = {file for _, file in read_files(stage.params)}
+        self._files = {path for read in (read_files, read_folders) for _, path in read(stage.params)}
 
     @property
     def seed(self) -> int:
@@ -109,7 +113,7 @@ class RunContext:
         return directory
 
     def file(self, path: str) -> Path:
-        """Return a ReadsFile path as an absolute one.
+        """Return a ReadsFile or ReadsFolder path as an absolute one.
 
         Raises:
             ValueError: the parameters name no such file, so that its content is no part of the key (a defect of the
@@ -118,6 +122,11 @@ class RunContext:
         if str(path) not in self._files:
             raise ValueError(f"{path!r} is not a file that the parameters of stage {self._stage.uses!r} name")
         return self._spec.folder / path
+
+    def scratch(self) -> Path:
+        """Return the directory that keeps what a stage needs to go on after it was killed."""
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        return self._scratch
 
     def progress(self, done: int, total: int, unit: str = "epoch", **metrics: float) -> None:
         """Say that `done` of `total` units are finished, with the latest metrics."""

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from kdpipe.pipeline.parameters import plain_parameters, read_files
+from kdpipe.pipeline.parameters import plain_parameters, read_files, read_folders
 from kdpipe.pipeline.source_fingerprint import SourceFingerprints
 from kdpipe.pipeline.spec import Spec, StageSpec
-from kdpipe.pipeline.storage import sha256_of_file, sha256_of_json, storage_errors
+from kdpipe.pipeline.storage import sha256_of_file, sha256_of_folder, sha256_of_json, storage_errors
 from kdpipe.pipeline.store import StoredOutput
 
 FORMAT = 1
@@ -23,13 +23,15 @@ def key_parts(spec: Spec, stage: StageSpec, fingerprints: SourceFingerprints) ->
     Gates and the stage's own name are no part of it: a changed limit or name re-runs nothing.
 
     Raises:
-        StorageError: a file that the stage reads can't be read.
+        StorageError: a file or folder that the stage reads can't be read, or the folder holds a link.
     """
     files = {}
     for _, file in read_files(stage.params):
         path = spec.folder / file
         with storage_errors(path, "read"):
             files[file] = sha256_of_file(path)
+    for _, folder in read_folders(stage.params):
+        files[folder] = sha256_of_folder(spec.folder / folder)
     return {
         "format": FORMAT,
         "uses": stage.uses,

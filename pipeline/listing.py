@@ -23,7 +23,8 @@ def list_data() -> Iterator[Row]:
     from kdpipe.stages.registry import STAGES
 
     for name, source in STAGES.all_sources():
-        yield {"name": name, "summary": source.summary, "splits": list(source.outputs(source.params()))}
+        defaults = source.params.model_construct()  # a source that needs a folder has the same splits whichever it is
+        yield {"name": name, "summary": source.summary, "splits": list(source.outputs(defaults))}
 
 
 def list_models() -> Iterator[Row]:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from kdpipe.pipeline.problems import KeyPath
-from kdpipe.stages.base import Accepts, ReadsFile, Stage
+from kdpipe.stages.base import Accepts, ReadsFile, ReadsFolder, Stage
 from kdpipe.targets.errors import did_you_mean
 
 RESERVED = ("uses", "gates", "seed")
@@ -27,14 +27,14 @@ def plain_parameters(params: BaseModel) -> dict[str, Any]:
     return params.model_dump(mode="json", exclude=set(input_fields(type(params))))
 
 
-def read_files(params: BaseModel, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
+def read_files(params: BaseModel) -> Iterator[tuple[KeyPath, str]]:
     """Yield (path of the key, path of the file) for every ReadsFile field that is set, nested models included."""
-    for name, field in type(params).model_fields.items():
-        value = getattr(params, name)
-        if _marker(field, ReadsFile) is not None:
-            yield from _strings(value, (*path, name))
-        else:
-            yield from _nested(value, (*path, name))
+    yield from _marked(params, ReadsFile, ())
+
+
+def read_folders(params: BaseModel) -> Iterator[tuple[KeyPath, str]]:
+    """Yield (path of the key, path of the folder) for every ReadsFolder field that is set, likewise."""
+    yield from _marked(params, ReadsFolder, ())
 
 
 def parameter_problems(stage: Stage, values: Mapping[str, Any], error: ValidationError) -> Iterator[_Complaint]:
@@ -90,6 +90,15 @@ def _annotations(annotation: Any) -> Iterator[Any]:
         yield from _annotations(argument)
 
 
+def _marked(params: BaseModel, kind: type[Any], path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+    for name, field in type(params).model_fields.items():
+        value = getattr(params, name)
+        if _marker(field, kind) is not None:
+            yield from _strings(value, (*path, name))
+        else:
+            yield from _nested(value, kind, (*path, name))
+
+
 def _strings(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
     if isinstance(value, list | tuple):
         for index, item in enumerate(value):
@@ -98,15 +107,15 @@ def _strings(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
         yield path, str(value)
 
 
-def _nested(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+def _nested(value: Any, kind: type[Any], path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
     if isinstance(value, BaseModel):
-        yield from read_files(value, path)
+        yield from _marked(value, kind, path)
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
-            yield from _nested(item, (*path, index))
+            yield from _nested(item, kind, (*path, index))
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _nested(item, (*path, key))
+            yield from _nested(item, kind, (*path, key))
 
 
 def _existing_path(values: Any, location: tuple[int | str, ...]) -> KeyPath:

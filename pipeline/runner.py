@@ -213,6 +213,8 @@ class _Runner:
             for reason in step.reasons:
                 self.emit(RunLogged(message=f"{stage.name}: {reason}; it is rebuilt", level="warning"))
             self.store.discard_corrupted(step.key or "")
+        if "forced" in step.reasons and step.key is not None:
+            self.store.discard_scratch(step.key)
         self.emit(StageStarted(stage=stage.name, uses=stage.uses, key=step.key or "", reasons=step.reasons))
         return execute(self.spec, step, self.finished, self.store, self.emit)
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from kdpipe.pipeline.gates import GATES
 from kdpipe.pipeline.graph import Wire, check_wiring, execution_order, kinds_by_field
-from kdpipe.pipeline.parameters import RESERVED, input_fields, parameter_problems, read_files
+from kdpipe.pipeline.parameters import RESERVED, input_fields, parameter_problems, read_files, read_folders
 from kdpipe.pipeline.problems import KeyPath, Problem, SpecError
 from kdpipe.pipeline.references import Reference, looks_like_reference, parse_reference
 from kdpipe.pipeline.yaml_source import Document, read_document
@@ -286,7 +286,10 @@ class _Checker:
             self._value_problem(draft.path, f"{where}{error.message}", error.remedy)
             return
         for path, file in read_files(params):
-            if complaint := self._file_complaint(file):
+            if complaint := self._path_complaint(file, is_folder=False):
+                self._value_problem((*draft.path, *path), *complaint)
+        for path, folder in read_folders(params):
+            if complaint := self._path_complaint(folder, is_folder=True):
                 self._value_problem((*draft.path, *path), *complaint)
         draft.params = params
         draft.outputs = draft.stage.outputs(params)
@@ -305,7 +308,7 @@ class _Checker:
             for key, item in value.items() if isinstance(value, dict) else enumerate(value):
                 yield from self._refused_references((*path, key), item, data_free, is_known)
 
-    def _file_complaint(self, file: str) -> tuple[str, str | None] | None:
+    def _path_complaint(self, file: str, *, is_folder: bool) -> tuple[str, str | None] | None:
         if (
             PurePosixPath(file).is_absolute()
             or PureWindowsPath(file).drive
@@ -313,8 +316,10 @@ class _Checker:
             or ".." in (*PurePosixPath(file).parts, *PureWindowsPath(file).parts)
         ):
             return f"the path {file!r} leaves the pipeline file's folder", "Copy or link the file into the folder"
-        if not (self._folder / file).is_file():
-            return f"no such file: {file!r}", f"Paths are relative to {self._folder}"
+        path = self._folder / file
+        if not (path.is_dir() if is_folder else path.is_file()):
+            what = "folder" if is_folder else "file"
+            return f"no such {what}: {file!r}", f"Paths are relative to {self._folder}"
         return None
 
     def _wires(self, draft: _Draft) -> list[Wire]:

@@ -72,6 +72,25 @@ def sha256_of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def sha256_of_folder(folder: Path) -> str:
+    """Return one SHA-256, hexadecimal, of the paths and contents of all files in a folder, at any depth.
+
+    Raises:
+        StorageError: a file can't be read, or there is something that is neither a file nor a directory: a link
+            could lead to what nobody meant to be read.
+    """
+    files = []
+    with storage_errors(folder, "read"):
+        for path in sorted(folder.rglob("*")):
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                raise StorageError(
+                    "neither a file nor a directory", where=str(path), remedy="Put a copy of the file there"
+                )
+            if path.is_file():
+                files.append([path.relative_to(folder).as_posix(), sha256_of_file(path)])
+    return sha256_of_json(files)
+
+
 def sha256_of_json(value: Any) -> str:
     """Return the SHA-256 of a value's canonical JSON, hexadecimal."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)

@@ -5,6 +5,7 @@
         manifest.json                what it is: see Manifest
         outputs/NAME/...             its outputs, read-only
       temporary/ID/                  an execution under way; its process holds the lock on temporary/ID.lock
+      scratch/abcdef.../             what the stage with that key needs to go on after it was killed
       latest/PIPELINE/STAGE.json     the parts of the key that a stage last had, to say what has changed since
 
 An execution is published by one rename of its complete directory, and never changed afterwards: a forced or repeated
@@ -19,7 +20,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from kdpipe.pipeline.storage import (
 from kdpipe.targets.errors import ArtifactError, StorageError
 
 FORMAT = 1
+SCRATCH_DAYS = 7
 MANIFEST, OUTPUTS = "manifest.json", "outputs"
 _KEY_CHARACTERS = 40
 """How much of a key names its directory: enough never to collide, short enough for Windows' limit on paths."""
@@ -208,6 +210,14 @@ class Store:
             sync(destination.parent)
         return Entry(destination, manifest)
 
+    def scratch(self, key: str) -> Path:
+        """Return the directory, made or not, that a stage with this key keeps its unfinished work in."""
+        return self.root / "scratch" / key[:_KEY_CHARACTERS]
+
+    def discard_scratch(self, key: str) -> None:
+        """Remove the unfinished work of a key."""
+        remove_tree(self.scratch(key))
+
     def remember(self, pipeline: str, stage: str, parts: Mapping[str, Any]) -> None:
         """Note the parts of the key that a stage has now, for `recall` in a later run."""
         write_atomically(self._latest(pipeline, stage), json.dumps(parts, indent=1) + "\n")
@@ -221,7 +231,11 @@ class Store:
         return parts if isinstance(parts, dict) else None
 
     def clean(self) -> None:
-        """Remove what killed runs left behind; the files of living ones are locked and stay."""
+        """Remove what killed runs left behind; the files of living ones are locked and stay.
+
+        Unfinished work stays for SCRATCH_DAYS after it was last written, in case its stage runs again.
+        """
+        self._clean_scratch()
         temporary = self.root / "temporary"
         if not temporary.is_dir():
             return
@@ -233,6 +247,15 @@ class Store:
                     lock.release()
             for directory in temporary.glob("discarded-*"):
                 remove_tree(directory)
+
+    def _clean_scratch(self) -> None:
+        folder = self.root / "scratch"
+        oldest = time.time() - SCRATCH_DAYS * 86_400
+        with storage_errors(folder, "write"):
+            for directory in folder.iterdir() if folder.is_dir() else ():
+                with suppress(FileNotFoundError):  # another run's stage has finished
+                    if max(path.stat().st_mtime for path in (directory, *directory.iterdir())) < oldest:
+                        remove_tree(directory)
 
     def _verify(self, directory: Path, manifest: Manifest) -> None:
         """Verify an execution, unless this process did and no file has been touched since."""

@@ -14,8 +14,8 @@ class StageParams(BaseModel):
     """Base of every stage's parameters: the keys under a stage in pipeline.yaml.
 
     A field annotated with `Accepts` is an input: in YAML a reference such as `${teachers.ensemble}`, or a list of
-    them. A field annotated with `ReadsFile` is a path whose content belongs to the stage's key. Every other field
-    is a plain parameter. Ranges are declared with pydantic's Field, descriptions feed the JSON schema.
+    them. A field annotated with `ReadsFile` or `ReadsFolder` is a path whose content belongs to the stage's key. Every
+    other field is a plain parameter. Ranges are declared with pydantic's Field, descriptions feed the JSON schema.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -51,6 +51,15 @@ class ReadsFile:
 
 
 @dataclass(frozen=True)
+class ReadsFolder:
+    """Marks a field, like ReadsFile, as a folder of files that the stage reads.
+
+    Every file in it, at any depth, belongs to the stage's key with its path and content; links are refused. The
+    stage opens it as `context.file(path)` too.
+    """
+
+
+@dataclass(frozen=True)
 class Artifact:
     """One output of a finished stage: a read-only directory of files of one kind."""
 
@@ -81,7 +90,15 @@ class StageContext(Protocol):
         ...
 
     def file(self, path: str) -> Path:
-        """Return a ReadsFile path as an absolute one."""
+        """Return a ReadsFile or ReadsFolder path as an absolute one."""
+        ...
+
+    def scratch(self) -> Path:
+        """Return the directory that keeps what a stage needs to go on after it was killed.
+
+        It belongs to the stage's key: a stage with other parameters, inputs or code never sees it. It is empty at
+        first, and removed when the stage's outputs are published.
+        """
         ...
 
     def progress(self, done: int, total: int, unit: str = "epoch", **metrics: float) -> None:

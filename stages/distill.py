@@ -42,8 +42,11 @@ class DistillParams(OptimizationParams):
         description="students trained one after the other, each after the first by the one before it alone",
     )
     shift: int = Field(default=0, ge=0, le=16, description="augmentation: random moves of up to so many pixels")
+    flip: bool = Field(default=False, description="augmentation: mirror each image with probability 1/2")
     cache_mib: int = Field(
-        default=512, ge=0, description="teachers' outputs are computed once if they need no more than this and shift=0"
+        default=512,
+        ge=0,
+        description="teachers' outputs are computed once if they need no more than this and nothing is augmented",
     )
 
     @field_validator("losses", mode="after")

@@ -64,13 +64,18 @@ STAGES = StageRegistry(
         "teacher-ensemble": "kdpipe.stages.teachers:STAGE",
         "synthesize": "kdpipe.stages.synthesize:STAGE",
         "distill": "kdpipe.stages.distill:STAGE",
+        "data-free-distill": "kdpipe.stages.data_free_distill:STAGE",
         "quantize": "kdpipe.stages.quantize:STAGE",
         "export": "kdpipe.stages.export:STAGE",
         "validate": "kdpipe.stages.validate:STAGE",
         "mutual": "kdpipe.stages.mutual:STAGE",
         "reconstruction": "kdpipe.stages.reconstruction:STAGE",
     },
-    sources={"digits": "kdpipe.stages.data.digits:SOURCE"},
+    sources={
+        "digits": "kdpipe.stages.data.digits:SOURCE",
+        "mnist": "kdpipe.stages.data.mnist:SOURCE",
+        "image-folder": "kdpipe.stages.data.image_folder:SOURCE",
+    },
 )
 
 

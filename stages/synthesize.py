@@ -5,20 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from kdpipe.stages.base import Accepts, Inputs, Outcome, Stage, StageContext, StageParams
-
-
-class SynthesisWeights(BaseModel):
-    """Weights of the generator's loss terms (`kdpipe.stages.synthesis.losses`); 0 leaves a term out."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    one_hot: float = Field(default=1.0, ge=0, description="teachers should be sure of each image")
-    entropy: float = Field(default=5.0, ge=0, description="classes should be balanced; without it, images collapse")
-    activation: float = Field(default=0.1, ge=0, description="teachers' features should be excited")
-    batch_norm: float = Field(default=1.0, ge=0, description="teachers' batch norms should see familiar statistics")
+from kdpipe.stages.synthesis.registry import SynthesisWeights
 
 
 class SynthesizeParams(StageParams):

@@ -38,6 +38,7 @@ class TeachersParams(OptimizationParams):
     )
     members: tuple[Member, ...] = Field(min_length=1, description="the teachers")
     shift: int = Field(default=1, ge=0, le=16, description="augmentation: random moves of up to so many pixels")
+    flip: bool = Field(default=False, description="augmentation: mirror each image with probability 1/2")
     input_shape: tuple[int, int, int] | None = Field(default=None, description="[C, H, W], where `train` is not given")
     classes: tuple[str, ...] | None = Field(default=None, description="names, where `train` is not given")
 

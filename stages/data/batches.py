@@ -66,14 +66,38 @@ def shift(pixels: int, *, fill: Sequence[float] = (0,)) -> Augmentation:
 
     def apply(images: Tensor, generator: torch.Generator) -> Tensor:
         count, channels, height, width = images.shape
-        outside = torch.tensor(fill, dtype=images.dtype).view(1, -1, 1, 1)
+        outside = torch.tensor(fill, dtype=images.dtype, device=images.device).view(1, -1, 1, 1)
         padded = outside.expand(count, channels, height + 2 * pixels, width + 2 * pixels).clone()
         padded[:, :, pixels : pixels + height, pixels : pixels + width] = images
-        moves = torch.randint(0, 2 * pixels + 1, (2, count, 1), generator=generator)
-        rows = (moves[0] + torch.arange(height))[:, None, :, None]
-        columns = (moves[1] + torch.arange(width))[:, None, None, :]
-        image = torch.arange(count)[:, None, None, None]
-        channel = torch.arange(channels)[None, :, None, None]
-        return padded[image, channel, rows, columns]
+        moves = torch.randint(0, 2 * pixels + 1, (2, count, 1), generator=generator).squeeze(2)
+        # a view of every window, of which each image takes one: whole rows are copied, not single pixels
+        windows = padded.unfold(2, height, 1).unfold(3, width, 1)
+        return windows[torch.arange(count), :, moves[0], moves[1]].contiguous()
+
+    return apply
+
+
+def flip() -> Augmentation:
+    """Return the augmentation that mirrors each image left to right with probability 1/2."""
+
+    def apply(images: Tensor, generator: torch.Generator) -> Tensor:
+        mirrored = torch.rand(len(images), generator=generator) < 0.5
+        return torch.where(mirrored.view(-1, 1, 1, 1).to(images.device), images.flip(3), images)
+
+    return apply
+
+
+def augmentation(pixels: int, mirror: bool, *, fill: Sequence[float] = (0,)) -> Augmentation | None:
+    """Return `shift` by up to `pixels`, and then `flip` if `mirror` is set; None where nothing is left to do."""
+    steps = [shift(pixels, fill=fill)] if pixels else []
+    if mirror:
+        steps.append(flip())
+    if not steps:
+        return None
+
+    def apply(images: Tensor, generator: torch.Generator) -> Tensor:
+        for step in steps:
+            images = step(images, generator)
+        return images
 
     return apply

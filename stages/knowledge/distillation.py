@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdpipe.stages.artifacts import NetworkDescription, build_network, load_network, save_ensemble, save_network
 from kdpipe.stages.base import Artifact, Inputs, Outcome, Rows, StageContext
-from kdpipe.stages.data.batches import TensorBatches, shift
+from kdpipe.stages.data.batches import TensorBatches, augmentation
 from kdpipe.stages.distill import DistillParams
 from kdpipe.stages.knowledge.base import DistillationLoss, Knowledge, Said
 from kdpipe.stages.knowledge.coefficients import epoch_progress
@@ -24,6 +24,7 @@ from kdpipe.stages.training.device import choose_device
 from kdpipe.stages.training.ensemble import TeacherEnsemble
 from kdpipe.stages.training.loop import train
 from kdpipe.stages.training.parameters import make_optimizer
+from kdpipe.stages.training.resume import GeneratorState, Resume
 from kdpipe.stages.training.schedules import make_schedule
 from kdpipe.stages.training.seeding import derive_seed, seeded
 
@@ -152,9 +153,11 @@ def _train(
     }
     for loss in losses.values():
         loss.attach(student, list(teachers.networks))
+    black = [-mean / std for mean, std in zip(teachers.space.mean, teachers.space.std, strict=True)]
+    augment = augmentation(params.shift, params.flip, fill=black)
     cached = None
     started = time.perf_counter()
-    if params.shift == 0:
+    if augment is None:
         cached = cache_outputs(teachers, tapping.teachers, data.images, limit_mib=params.cache_mib)
     context.log(_about_cache(cached, time.perf_counter() - started, params.epochs))
     survey = TeacherSurvey(teachers, tapping.teachers, data, cached, device)
@@ -164,12 +167,12 @@ def _train(
             found |= {f"{name}_{key}": value for key, value in loss.prepare(survey).items()}
 
     labels = data.labels if data.labels is not None else torch.full((len(data.images),), -1)
-    black = [-mean / std for mean, std in zip(teachers.space.mean, teachers.space.std, strict=True)]
+    order = torch.Generator().manual_seed(derive_seed(seed, "batches"))
     batches = TensorBatches(
         [data.images, labels, torch.arange(len(data.images)), *(cached or [])],
         params.batch_size,
-        torch.Generator().manual_seed(derive_seed(seed, "batches")),
-        augment=shift(params.shift, fill=black) if params.shift else None,
+        order,
+        augment=augment,
         device=device,
     )
     agreed: list[Tensor] = []
@@ -212,6 +215,13 @@ def _train(
             )
             return {name: parameters[name].weight_at(progress) * loss(knowledge) for name, loss in losses.items()}
 
+        drawing = [order, *(generator for loss in losses.values() for generator in loss.generators())]
+        resume = Resume(
+            context.scratch(),
+            f"student-{generation}",
+            {"student": student, "losses": nn.ModuleDict(losses)}
+            | {f"generator-{index}": GeneratorState(generator) for index, generator in enumerate(drawing)},
+        )
         student.train()
         with seeded(derive_seed(seed, "training")):
             rows = train(
@@ -223,6 +233,7 @@ def _train(
                 start_epoch=start_epoch,
                 evaluate=evaluate,
                 report=report,
+                resume=resume,
             )
     return rows, found
 

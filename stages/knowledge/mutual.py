@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdpipe.stages.artifacts import (
     ImageSpace,
@@ -24,6 +24,7 @@ from kdpipe.stages.training.device import choose_device
 from kdpipe.stages.training.loop import train
 from kdpipe.stages.training.metrics import accuracy
 from kdpipe.stages.training.parameters import make_optimizer
+from kdpipe.stages.training.resume import GeneratorState, Resume
 from kdpipe.stages.training.schedules import make_schedule
 from kdpipe.stages.training.seeding import derive_seed, seeded
 
@@ -64,10 +65,11 @@ def learn_mutually(params: MutualParams, inputs: Inputs, context: StageContext) 
         with seeded(derive_seed(context.seed, "member", index)):
             members.append(build_network(description).to(device).train())
     black = [-mean / std for mean, std in zip(space.mean, space.std, strict=True)]
+    order = torch.Generator().manual_seed(derive_seed(context.seed, "batches"))
     batches = TensorBatches(
         (images, labels),
         params.batch_size,
-        torch.Generator().manual_seed(derive_seed(context.seed, "batches")),
+        order,
         augment=shift(params.shift, fill=black) if params.shift else None,
         device=device,
     )
@@ -102,6 +104,11 @@ def learn_mutually(params: MutualParams, inputs: Inputs, context: StageContext) 
             epochs=params.epochs,
             evaluate=evaluate,
             report=report,
+            resume=Resume(
+                context.scratch(),
+                "members",
+                {"members": nn.ModuleList(members), "batches": GeneratorState(order)},
+            ),
         )
     finished = [member.cpu().eval() for member in members]
     save_network(context.output("network"), finished[0], descriptions[0])

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from kdpipe.stages.artifacts import ImageSpace, load_network, load_samples, load_split, normalize
 from kdpipe.stages.base import Artifact, Inputs, Outcome, Rows, StageContext
@@ -27,6 +27,7 @@ from kdpipe.stages.training.ensemble import TeacherEnsemble
 from kdpipe.stages.training.loop import train
 from kdpipe.stages.training.metrics import predict
 from kdpipe.stages.training.parameters import make_optimizer
+from kdpipe.stages.training.resume import GeneratorState, Resume
 from kdpipe.stages.training.schedules import make_schedule
 from kdpipe.stages.training.seeding import derive_seed, seeded
 from kdpipe.targets.errors import DataError
@@ -115,12 +116,14 @@ def train_quantized(
     parameters = params.loss_parameters()
     progress = 0.0
     speq = params.loss_parameters().get(SPEQ)
-    teacher = _stochastic_teacher(prepared, speq, params.activation_bits, context.seed)
+    order = torch.Generator().manual_seed(derive_seed(context.seed, "batches"))
+    precisions = torch.Generator().manual_seed(derive_seed(context.seed, "precisions"))
+    teacher = _stochastic_teacher(prepared, speq, params.activation_bits, precisions)
     logits = data.logits if data.logits is not None else torch.zeros(len(data.images), 0)
     batches = TensorBatches(
         (data.images, data.labels, logits),
         params.batch_size,
-        torch.Generator().manual_seed(derive_seed(context.seed, "batches")),
+        order,
         device=device,
     )
     agreed: list[Tensor] = []
@@ -150,6 +153,7 @@ def train_quantized(
     def report(done: int, row: Mapping[str, float]) -> None:
         context.progress(done, params.epochs, "epoch", loss=row["loss"], agreement=row["agreement"])
 
+    drawing = [order, precisions, *(generator for loss in losses.values() for generator in loss.generators())]
     prepared.train()
     with seeded(derive_seed(context.seed, "training")):
         return train(
@@ -161,15 +165,20 @@ def train_quantized(
             start_epoch=start_epoch,
             evaluate=evaluate,
             report=report,
+            resume=Resume(
+                context.scratch(),
+                "quantized",
+                {"network": prepared, "losses": nn.ModuleDict(losses)}
+                | {f"generator-{index}": GeneratorState(generator) for index, generator in enumerate(drawing)},
+            ),
         )
 
 
 def _stochastic_teacher(
-    prepared: fx.GraphModule, speq: object, activation_bits: int, seed: int
+    prepared: fx.GraphModule, speq: object, activation_bits: int, generator: torch.Generator
 ) -> StochasticTeacher | None:
     if not isinstance(speq, SpeqParameters):
         return None
-    generator = torch.Generator().manual_seed(derive_seed(seed, "precisions"))
     return StochasticTeacher(prepared, speq.teacher_bits or finer_bits(activation_bits), speq.probability, generator)
 
 

@@ -15,7 +15,7 @@ from kdpipe.stages.synthesis.losses import (
     information_entropy_loss,
     one_hot_loss,
 )
-from kdpipe.stages.synthesize import SynthesisWeights
+from kdpipe.stages.synthesis.registry import SynthesisWeights
 from kdpipe.stages.training.ensemble import TeacherEnsemble
 
 

@@ -78,3 +78,26 @@ def batch_norm_loss(inputs: Sequence[Tensor], means: Sequence[Tensor], variances
         batch_variance, batch_mean = torch.var_mean(x, dim=[0, *range(2, x.dim())])
         total = total + norm(batch_mean - mean) + norm(batch_variance - variance)
     return total
+
+
+def disagreement_loss(student_logits: Tensor, teacher_logits: Tensor, *, only_agreed: bool = False) -> Tensor:
+    """-mean KL(teacher || student): low where they disagree, which is where the student can learn.
+
+    The generator's part of the game max_G min_S KL(T(G(z)) || S(G(z))) of DFQ (Choi et al. 2020, arXiv:2005.04136,
+    section 3.2). With `only_agreed`, images on which they choose different classes count as 0, as in Fang et al.
+    2022: those are hard enough already, and chasing them leads away from what the teachers know.
+
+    Args:
+        student_logits: [B, K].
+        teacher_logits: [B, K].
+        only_agreed: see above.
+
+    Returns:
+        A scalar <= 0.
+    """
+    divergence = F.kl_div(
+        F.log_softmax(student_logits, dim=1), F.log_softmax(teacher_logits, dim=1), reduction="none", log_target=True
+    ).sum(dim=1)
+    if only_agreed:
+        divergence = divergence * (student_logits.argmax(dim=1) == teacher_logits.argmax(dim=1))
+    return -divergence.mean()

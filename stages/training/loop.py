@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from kdpipe.stages.base import Rows
+from kdpipe.stages.training.resume import Resume
 from kdpipe.stages.training.schedules import Schedule
 from kdpipe.targets.errors import TrainingError
 
@@ -36,6 +37,8 @@ def train(
     start_epoch: Callable[[int], None] | None = None,
     evaluate: Callable[[], Mapping[str, float]] | None = None,
     report: Report | None = None,
+    after_step: Callable[[], None] | None = None,
+    resume: Resume | None = None,
 ) -> Rows:
     """Minimize the sum of the terms that `step` returns.
 
@@ -48,6 +51,9 @@ def train(
         start_epoch: called with the epoch's number (from 0) before it, to set modes or coefficients.
         evaluate: called after each epoch; its figures join the row.
         report: called after each epoch with the number of finished epochs and the row.
+        after_step: called when the optimizer has changed the weights.
+        resume: holds everything but the optimizer that the loop changes. What it finds of an earlier, killed loop is
+            not done again; `report` is told how far that was.
 
     Returns:
         A row an epoch: epoch (from 1), loss and, where there are several, each term (means over the epoch's
@@ -60,9 +66,14 @@ def train(
     total = epochs * len(batches)
     if total == 0:
         raise TrainingError("there is no batch to train on", remedy="Give more images, or a smaller batch_size")
-    done = 0
     rows: Rows = []
-    for epoch in range(epochs):
+    done = 0
+    if resume is not None:
+        resume.watch("optimizer", optimizer)
+        rows, done = resume.load()
+        if rows and report is not None:
+            report(len(rows), rows[-1])
+    for epoch in range(len(rows), epochs):
         if start_epoch is not None:
             start_epoch(epoch)
         sums: dict[str, Tensor] = {}
@@ -79,6 +90,8 @@ def train(
             torch.stack(list(terms.values())).sum().backward()
             optimizer.step()
             done += 1
+            if after_step is not None:
+                after_step()
         means = {name: float(value) / len(batches) for name, value in sums.items()}
         row = {"epoch": float(epoch + 1), "loss": sum(means.values())}
         if len(means) > 1:
@@ -87,6 +100,8 @@ def train(
         if evaluate is not None:
             row |= evaluate()
         rows.append(row)
+        if resume is not None:
+            resume.save(rows, done)
         if report is not None:
             report(epoch + 1, row)
     return rows

@@ -16,7 +16,7 @@ from kdpipe.stages.artifacts import (
     save_ensemble,
 )
 from kdpipe.stages.base import Inputs, Outcome, Rows, StageContext
-from kdpipe.stages.data.batches import TensorBatches, shift
+from kdpipe.stages.data.batches import TensorBatches, augmentation
 from kdpipe.stages.teachers import Member, TeachersParams
 from kdpipe.stages.training.checkpoints import load_state, read_checkpoint
 from kdpipe.stages.training.device import choose_device
@@ -24,6 +24,7 @@ from kdpipe.stages.training.ensemble import TeacherEnsemble
 from kdpipe.stages.training.loop import Report, train
 from kdpipe.stages.training.metrics import accuracy, predict
 from kdpipe.stages.training.parameters import OptimizationParams, make_optimizer
+from kdpipe.stages.training.resume import GeneratorState, Resume
 from kdpipe.stages.training.schedules import make_schedule
 from kdpipe.stages.training.seeding import derive_seed, seeded
 from kdpipe.targets.errors import DataError, KdpipeError
@@ -66,7 +67,15 @@ def make_ensemble(params: TeachersParams, inputs: Inputs, context: StageContext)
                 seed = derive_seed(context.seed, "batches", index)
                 device = choose_device(context.accelerator)
                 history[f"teacher-{index}"] = train_classifier(
-                    network, split, params, seed=seed, pixels=params.shift, device=device, report=report
+                    network,
+                    split,
+                    params,
+                    seed=seed,
+                    pixels=params.shift,
+                    mirror=params.flip,
+                    device=device,
+                    report=report,
+                    resume=Resume(context.scratch(), f"teacher-{index}", {}),
                 )
                 finished += 1
         network = network.cpu().eval()
@@ -90,8 +99,10 @@ def train_classifier(
     *,
     seed: int,
     pixels: int,
+    mirror: bool = False,
     device: torch.device,
     report: Report | None = None,
+    resume: Resume | None = None,
 ) -> Rows:
     """Train a network on labelled images by cross entropy, in place, and return a row an epoch.
 
@@ -101,14 +112,17 @@ def train_classifier(
         params: epochs, batch size, optimizer and schedule.
         seed: of the batches' order and the augmentation.
         pixels: random moves of up to so many pixels.
+        mirror: random flips.
         device: where the network is trained, and left.
         report: called after each epoch.
+        resume: of this network's loop, without parts.
     """
+    generator = torch.Generator().manual_seed(seed)
     batches = TensorBatches(
         (split.images, split.labels),
         params.batch_size,
-        torch.Generator().manual_seed(seed),
-        augment=shift(pixels) if pixels else None,
+        generator,
+        augment=augmentation(pixels, mirror),
         device=device,
     )
     correct: list[float] = []
@@ -125,6 +139,9 @@ def train_classifier(
         return {"accuracy": mean}
 
     network.to(device).train()
+    if resume is not None:
+        resume.watch("network", network)
+        resume.watch("batches", GeneratorState(generator))
     return train(
         batches,
         step,
@@ -133,6 +150,7 @@ def train_classifier(
         epochs=params.epochs,
         evaluate=evaluate,
         report=report,
+        resume=resume,
     )
 
 

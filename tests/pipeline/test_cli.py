@@ -110,6 +110,7 @@ def test_each_command_has_help(kdpipe: Any, tmp_path: Path, command: str) -> Non
         (["export", "onnx", "nowhere", "-o", "out"], "no such directory: nowhere"),
         (["export", "onnxx", ".", "-o", "out"], "onnxx"),
         (["validate", "nowhere", "--data", "digits"], "no such directory: nowhere"),
+        (["validate", ".", "--data", "mnist"], "'mnist' can't be named alone: it needs folder"),
         (["validate", ".", "--data", "digit"], "no data 'digit'. Did you mean digits?"),
         (["validate", ".", "--data", "digits.tset"], "'digits' has no split 'tset'. Did you mean test?"),
         (["validate", ".", "--data", "."], "no split here"),

@@ -6,10 +6,13 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from kdpipe.pipeline.store import SCRATCH_DAYS
 
 WAITING = """\
 kdpipe: 1
@@ -24,9 +27,9 @@ stages:
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
 
-def start(toy: Any) -> Any:
+def start(toy: Any, how: str = "wait") -> Any:
     """Start the run, and return when its slow stage is under way."""
-    toy.write(WAITING)
+    toy.write(WAITING.replace("how: wait", f"how: {how}"))
     run = toy.process(start_new_session=True)
     for line in run.stdout:
         if line.strip() == "waiting":
@@ -64,6 +67,37 @@ def test_a_killed_run_leaves_a_store_that_the_next_goes_on_from(toy: Any) -> Non
     assert len(left) == 2  # the lock and the half-written outputs
     assert toy.ran("stages.slow.how=nothing") == ["slow", "last"]
     assert list((toy.store.root / "temporary").iterdir()) == []
+
+
+def test_a_killed_stage_finds_its_unfinished_work_again(toy: Any) -> None:
+    run = start(toy, "wait once")
+    os.kill(run.pid, signal.SIGKILL)
+    run.communicate(timeout=60)
+    (scratch,) = (toy.store.root / "scratch").iterdir()
+    assert (scratch / "half").is_file()
+    result = toy.run("stages.slow.how=nothing")  # of another key: it never sees that work
+    assert [stage.status for stage in result.stages] == ["cached", "cached", "ran", "ran"]
+    assert (scratch / "half").is_file()
+    (slow,) = [stage for stage in toy.run().stages if stage.stage.name == "slow"]
+    assert slow.entry.manifest.metrics == {"half": "done"}
+    assert not scratch.exists()
+
+
+def test_unfinished_work_is_forgotten_by_force_and_with_time(toy: Any) -> None:
+    toy.write(WAITING)
+    toy.ran("stages.slow.how=nothing")
+    key = toy.plan("stages.slow.how=nothing")["slow"].key
+    for how in ("forced", "old", "young"):
+        scratch = toy.store.scratch(key)
+        scratch.mkdir(parents=True)
+        (scratch / "half").write_text("done")
+        if how == "forced":
+            assert toy.ran("stages.slow.how=nothing", force=["slow"]) == ["slow"]
+        if how == "old":
+            for path in (scratch / "half", scratch):
+                os.utime(path, (0, time.time() - 86_400 * (SCRATCH_DAYS + 1)))
+        toy.store.clean()
+        assert scratch.exists() == (how == "young")
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="Linux's limits on the size of files")

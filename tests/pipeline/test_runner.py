@@ -118,7 +118,8 @@ def test_a_stage_can_only_read_and_write_what_it_declares(toy: Any) -> None:
     from kdpipe.pipeline.execution import RunContext
 
     spec = toy.spec()
-    context = RunContext(spec, spec.stages["teacher"], Path(toy.folder / "outputs"), lambda event: None)
+    outputs, scratch = (Path(toy.folder / name) for name in ("outputs", "scratch"))
+    context = RunContext(spec, spec.stages["teacher"], outputs, scratch, lambda event: None)
     with pytest.raises(ValueError, match="has no output 'other'"):
         context.output("other")
     with pytest.raises(ValueError, match="not a file that the parameters"):

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kdpipe.pipeline.problems import SpecError
+from kdpipe.targets.errors import StorageError
 
 HEAD = "kdpipe: 1\nname: toy\ndata:\n  digits: {uses: numbers}\nstages:\n"
 LEARN = "  a: {uses: learn, data: '${data.digits.train}'}\n"
@@ -274,6 +276,20 @@ BAD: dict[str, tuple[str, int, int, str, str | None]] = {
         "no such file: 'w.bin'",
         None,
     ),
+    "folder that is not there": (
+        "  a: {uses: learn, data: '${data.digits.train}', options: [{folder: pictures}]}\n",
+        6,
+        69,
+        "no such folder: 'pictures'",
+        None,
+    ),
+    "folder that leaves": (
+        "  a: {uses: learn, data: '${data.digits.train}', options: [{folder: ../pictures}]}\n",
+        6,
+        69,
+        "leaves the pipeline file's folder",
+        None,
+    ),
     "seed": ("  a: {uses: mischief, seed: -1}\n", 6, 29, "must be an integer from 0 to 2147483647", None),
     "version": ("kdpipe: 2\nname: t\nstages: {a: {uses: mischief}}", 1, 9, "unknown version 2", "reads 1"),
     "no version": ("name: t\nstages: {a: {uses: mischief}}", 1, 1, "missing key 'kdpipe'", None),
@@ -362,6 +378,33 @@ def test_files_are_found_in_nested_models(toy: Any) -> None:
     (toy.folder / "w.bin").write_text("two")
     assert toy.plan()["a"].reasons == ("file w.bin changed",)
     assert toy.ran() == ["a"]
+
+
+def test_a_folders_paths_and_contents_belong_to_the_key(toy: Any) -> None:
+    pictures = toy.folder / "pictures" / "cats"
+    pictures.mkdir(parents=True)
+    (pictures / "a.png").write_text("one")
+    toy.write(HEAD + "  a: {uses: learn, data: '${data.digits.train}', options: [{folder: pictures}]}\n")
+    assert toy.ran() == ["data.digits", "a"]
+    assert toy.ran() == []
+    for change in (
+        lambda: (pictures / "a.png").write_text("two"),
+        lambda: (pictures / "a.png").rename(pictures / "b.png"),
+        lambda: (pictures / "c.png").write_text(""),
+        lambda: (pictures / "c.png").unlink() or (pictures / "d.png").write_text(""),
+    ):
+        change()
+        assert toy.plan()["a"].reasons == ("file pictures changed",)
+        assert toy.ran() == ["a"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_a_link_in_a_folder_is_refused(toy: Any) -> None:
+    (toy.folder / "pictures").mkdir()
+    (toy.folder / "pictures" / "a.png").symlink_to("/etc/hostname")
+    toy.write(HEAD + "  a: {uses: learn, data: '${data.digits.train}', options: [{folder: pictures}]}\n")
+    with pytest.raises(StorageError, match=r"a\.png: neither a file nor a directory\. Put a copy of the file there"):
+        toy.run()
 
 
 def test_a_file_in_a_folder_beside_the_pipeline(toy: Any, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from kdpipe.stages.base import Accepts, Artifact, Outcome, ReadsFile, Stage, StageParams, TargetRecord
+from kdpipe.stages.base import Accepts, Artifact, Outcome, ReadsFile, ReadsFolder, Stage, StageParams, TargetRecord
 from kdpipe.targets.errors import TrainingError
 
 CONSTANT = 1  # a test changes it
@@ -33,6 +33,7 @@ class Options(BaseModel):
 
     momentum: float = Field(default=0.5, ge=0, le=1)
     weights: Annotated[str | None, ReadsFile()] = None
+    folder: Annotated[str | None, ReadsFolder()] = None
 
 
 class LearnParams(StageParams):
@@ -50,6 +51,8 @@ def learn(params: LearnParams, inputs: dict[str, Artifact], context: Any) -> Out
     for option in params.options:
         if option.weights:
             content["weights"] = context.file(option.weights).read_text()
+        if option.folder:
+            content["files"] = sorted(path.name for path in context.file(option.folder).iterdir())
     context.log("learned")
     write(context.output("network"), {"epochs": params.epochs, "seed": context.seed, "data": content})
     (context.output("network") / "curve.png").write_bytes(b"\x89PNG toy")
@@ -157,6 +160,13 @@ def mischief(params: MischiefParams, inputs: Any, context: Any) -> Outcome:
         case "wait":
             print("waiting", flush=True)
             time.sleep(60)
+        case "wait once":
+            half = context.scratch() / "half"
+            if not half.exists():
+                half.write_text("done")
+                print("waiting", flush=True)
+                time.sleep(60)
+            return Outcome(metrics={"half": half.read_text()})
         case "target":
             return Outcome(target=TargetRecord("onnx", "host", (), 1.0, 1))
         case "figure":

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from kdpipe.stages.artifacts import ImageSpace, Split
+from kdpipe.stages.artifacts import ImageSpace, NetworkDescription, Split, build_network, save_ensemble
+from kdpipe.stages.base import Artifact
+from kdpipe.stages.training.parameters import OptimizationParams
+from kdpipe.stages.training.teachers import train_classifier
 
 
 class FolderContext:
@@ -29,6 +33,11 @@ class FolderContext:
 
     def file(self, path: str) -> Path:
         return Path(path).resolve()
+
+    def scratch(self) -> Path:
+        path = self.root / "scratch"
+        path.mkdir(parents=True, exist_ok=True)
+        return path
 
     def progress(self, done: int, total: int, unit: str = "epoch", **metrics: float) -> None:
         self.reports.append((done, total, unit, metrics))
@@ -65,3 +74,26 @@ def space() -> ImageSpace:
 @pytest.fixture
 def make_bars() -> Callable[[int, int], Split]:
     return bars
+
+
+@pytest.fixture(scope="session")
+def trained_teachers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ensemble of two small teachers that know bars; not to be changed."""
+    members = []
+    for index, width in enumerate((4, 6)):
+        description = NetworkDescription("cnn", {"channels": (width, 2 * width)}, SPACE)
+        torch.manual_seed(index)
+        network = build_network(description)
+        params = OptimizationParams(epochs=4, batch_size=32)
+        train_classifier(network, bars(300, index), params, seed=0, pixels=0, device=torch.device("cpu"))
+        members.append((network, description))
+    folder = tmp_path_factory.mktemp("ensemble")
+    save_ensemble(folder, members)
+    return folder
+
+
+@pytest.fixture
+def teachers(tmp_path: Path, trained_teachers: Path) -> Artifact:
+    """A copy of the ensemble that a test may change."""
+    shutil.copytree(trained_teachers, tmp_path / "ensemble")
+    return Artifact("ensemble", tmp_path / "ensemble")

@@ -49,6 +49,11 @@ class Context:
     def file(self, path: str) -> Path:
         return Path(path)
 
+    def scratch(self) -> Path:
+        path = self.root / "scratch"
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
     def progress(self, done: int, total: int, unit: str = "epoch", **metrics: float) -> None:
         self.reports.append((done, total))
 

@@ -6,33 +6,14 @@ import pytest
 import torch
 
 from kdpipe.pipeline.parameters import input_fields
-from kdpipe.stages.artifacts import NetworkDescription, build_network, load_samples, save_ensemble
-from kdpipe.stages.base import Artifact
+from kdpipe.stages.artifacts import load_samples
 from kdpipe.stages.synthesis.discriminator import Discriminator
 from kdpipe.stages.synthesize import STAGE, SynthesisWeights, SynthesizeParams
 from kdpipe.stages.training.ensemble import TeacherEnsemble
 from kdpipe.stages.training.metrics import predict
-from kdpipe.stages.training.parameters import OptimizationParams
-from kdpipe.stages.training.teachers import train_classifier
 from kdpipe.targets.errors import TrainingError
 
 FAST = {"teachers": "t", "count": 200, "iterations": 40, "batch_size": 64, "latent": 8, "channels": 8}
-
-
-@pytest.fixture
-def teachers(tmp_path, space, make_bars):
-    """Two small teachers that know bars."""
-    members = []
-    for index, width in enumerate((4, 6)):
-        description = NetworkDescription("cnn", {"channels": (width, 2 * width)}, space)
-        torch.manual_seed(index)
-        network = build_network(description)
-        params = OptimizationParams(epochs=4, batch_size=32)
-        train_classifier(network, make_bars(300, index), params, seed=0, pixels=0, device=torch.device("cpu"))
-        members.append((network, description))
-    (tmp_path / "ensemble").mkdir()
-    save_ensemble(tmp_path / "ensemble", members)
-    return Artifact("ensemble", tmp_path / "ensemble")
 
 
 def digest(folder):

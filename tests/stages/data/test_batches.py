@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kdpipe.stages.data.batches import TensorBatches, shift
+from kdpipe.stages.data.batches import TensorBatches, augmentation, flip, shift
 
 
 def generator(seed=0):
@@ -52,3 +52,18 @@ def test_shift_by_nothing_changes_nothing():
 def test_each_channel_is_filled_with_its_own_value():
     moved = shift(1, fill=(10, 20))(torch.zeros(200, 2, 1, 1), generator())
     assert {tuple(image.flatten().tolist()) for image in moved} == {(0, 0), (10, 20)}
+
+
+def test_flip_mirrors_about_half_and_leaves_the_rest():
+    images = torch.arange(6).view(1, 1, 2, 3).repeat(400, 1, 1, 1)
+    flipped = flip()(images, generator())
+    mirrored = (flipped == images.flip(3)).flatten(1).all(dim=1)
+    assert torch.equal(flipped[~mirrored], images[~mirrored])
+    assert 150 < int(mirrored.sum()) < 250
+
+
+def test_augmentations_in_a_row():
+    images = torch.randint(0, 255, (50, 3, 4, 6), dtype=torch.uint8)
+    assert augmentation(0, False) is None
+    both, order = augmentation(2, True)(images, generator()), generator()
+    assert torch.equal(both, flip()(shift(2)(images, order), order))
