@@ -14,13 +14,15 @@ What has no integer form is refused with the node's name before anything is writ
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kdpipe.targets.errors import ArtifactError, GraphError, KdpipeError, UnsupportedError
 from kdpipe.targets.fixed_point import Rounding
@@ -39,7 +41,6 @@ from kdpipe.targets.qdq_file import MAX_ELEMENTS, Constant, FileNode, OnnxFile, 
 from kdpipe.targets.qdq_operators import OPERATORS, refuse_operator
 from kdpipe.targets.qdq_values import RANGES, Accumulation, Exact, Real, Steps, Stored, Sum, Value
 
-SUFFIX = ".onnx"
 DEFAULT_ROUNDING: Rounding = "single"
 """The nearer one to runtimes that requantize in floating point."""
 _QUANTIZE = (
@@ -115,6 +116,7 @@ class Reader:
     types: dict[str, TensorType] = field(default_factory=dict)
     nodes: list[Node] = field(default_factory=list)
     stored: dict[str, tuple[str, str]] = field(default_factory=dict)
+    factors: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     input: str | None = None
 
     def __post_init__(self) -> None:
@@ -136,16 +138,7 @@ class Reader:
         return self._finish(rounding)
 
     def _finish(self, rounding: Rounding | None) -> Reading:
-        value = self.values.get(self.file.output_name)
-        if isinstance(value, Real) and isinstance(value.what, Exact) and not value.is_bounded:
-            output = value.what.tensor
-        elif isinstance(value, Stored):
-            output = value.tensor
-        else:
-            raise UnsupportedError(
-                f"the network's output {self.file.output_name} is not quantized",
-                remedy="Quantize it too: in Brevitas with output_quant of the last layer",
-            )
+        output = self._output()
         if self.input is None:
             raise UnsupportedError("the network's input is not quantized", remedy=_QUANTIZE)
         nodes = self._needed(output)
@@ -165,6 +158,27 @@ class Reader:
         )
         kept = {self.input, *(node.name for node in nodes)}
         return Reading(graph, {name: entry for name, entry in self.stored.items() if name in kept})
+
+    def _output(self) -> str:
+        name = self.file.output_name
+        value = self.values.get(name)
+        if isinstance(value, Stored) and value.tensor not in self.factors:
+            return value.tensor
+        if isinstance(value, Real) and isinstance(value.what, Exact):
+            return self.exact(value)
+        if isinstance(value, Real) and isinstance(value.what, Accumulation):
+            # As NNCF and often Brevitas leave it: the last layer's sums, not rounded.
+            low, high = value.what.estimated_range(self.types[value.what.tensor].quantization)
+            low, high = min(low, 0.0), max(high, 0.0)
+            scale = float(np.float32((high - low) / 255)) or 1.0
+            quantization = Quantization(scale, int(np.clip(np.rint(-128 - low / scale), -128, 127)))
+            tensor = self.round(value, quantization, name, "INT8").tensor
+            self.stored.pop(tensor, None)  # the file has it in floating point only
+            return tensor
+        raise UnsupportedError(
+            f"the network's output {name} is not quantized",
+            remedy="End the network with a quantized tensor or with a convolution or linear layer",
+        )
 
     def _needed(self, output: str) -> tuple[Node, ...]:
         needed, kept = {output}, []
@@ -252,6 +266,11 @@ class Reader:
         Raises:
             UnsupportedError: they were never rounded, or a Relu or Clip came after.
         """
+        if isinstance(real.what, Exact) and real.what.factors is not None:
+            raise UnsupportedError(
+                "reads an activation with a scale for each channel, which only depthwise convolutions can",
+                remedy="Quantize activations per tensor",
+            )
         if not isinstance(real.what, Exact) or real.is_bounded or real.after:
             raise UnsupportedError(
                 f"reads the result of {real.name} in floating point",
@@ -261,7 +280,23 @@ class Reader:
 
     def exactly(self, tensor: str, name: str) -> Real:
         """Return the real numbers that the integers of `tensor` stand for."""
-        return Real(Exact(tensor), name, self.types[tensor].shape)
+        return Real(Exact(tensor, self.factors.get(tensor)), name, self.types[tensor].shape)
+
+    def scaled(self, real: Real, factors: NDArray[np.float64] | None) -> Real:
+        """Return `real` with each channel divided by its factor.
+
+        Raises:
+            UnsupportedError: that can't be done by the scales of a layer.
+        """
+        layer = real.what
+        bounds = {real.low, real.high} <= {-math.inf, 0.0, math.inf}
+        fits = factors is not None and isinstance(layer, Accumulation) and factors.shape == layer.gain.shape
+        if not isinstance(layer, Accumulation) or factors is None or not fits or not bounds or real.after:
+            raise UnsupportedError(
+                "an activation has a scale for each channel that no convolution before it can take",
+                remedy="Quantize activations per tensor",
+            )
+        return replace(real, what=layer.line(1 / factors, np.zeros_like(factors)), factors=factors)
 
     def round(self, real: Real, quantization: Quantization, stored: str, kind: str) -> Stored:
         """Add the nodes that round `real`, and return their result, called `stored` in the file."""
@@ -286,6 +321,8 @@ class Reader:
             name = label if index == len(real.after) - 1 else name
             tensor = self.add(name, op, (tensor,), following, quantization)
         self.stored.setdefault(tensor, (stored, kind))
+        if real.factors is not None:
+            self.factors[tensor] = real.factors
         return Stored(tensor, kind)
 
     @staticmethod

@@ -55,14 +55,14 @@ def positive_pair(node: FileNode, name: str, default: Pair = (1, 1)) -> Pair:
 
 def convolution(reader: Reader, node: FileNode) -> Real:
     """Read a Conv in two dimensions."""
-    real = reader.real(node)
-    tensor, weights = reader.exact(real), _weights(reader, node)
+    real, weights = reader.real(node), _weights(reader, node)
     if len(real.shape) != 3 or weights.values.ndim != 4:
         raise UnsupportedError(f"convolves {real.shape} with {weights.values.shape}", remedy="Use images, [N, C, H, W]")
     weight, groups = weights.weight(0), node.integer("group", 1)
     outputs, per_group, *kernel = weight.values.shape
     if groups < 1 or outputs % groups or per_group * groups != real.shape[0]:
         raise UnsupportedError(f"weights of {weight.values.shape} in {groups} groups do not fit {real.shape}")
+    tensor, weight = _depthwise_source(reader, real, weight, groups)
     if node.attributes.get("kernel_shape", tuple(kernel)) != tuple(kernel):
         raise UnsupportedError(f"its kernel_shape is not that of its weights, {kernel}")
     stride, dilation = positive_pair(node, "strides"), positive_pair(node, "dilations")
@@ -70,6 +70,15 @@ def convolution(reader: Reader, node: FileNode) -> Real:
     padding = window_padding(node, real.shape[1:], span, stride)  # type: ignore[arg-type]
     layer = _layer(reader, node, tensor, weight, (stride, padding, dilation, groups))
     return Real(layer, node.name, convolved_shape(real.shape, outputs, span, stride, padding))
+
+
+def _depthwise_source(reader: Reader, real: Real, weight: Weight, groups: int) -> tuple[str, Weight]:
+    """Return what a convolution reads and its weights, into which the scales of its input's channels have gone."""
+    source = real.what
+    if isinstance(source, Exact) and source.factors is not None and groups == len(source.factors):
+        scales = weight.scales * np.repeat(source.factors, len(weight.scales) // groups)
+        return reader.exact(replace(real, what=Exact(source.tensor))), replace(weight, scales=scales.astype(np.float32))
+    return reader.exact(real), weight
 
 
 def convolved_shape(

@@ -52,6 +52,9 @@ def _quantize_linear(reader: Reader, node: FileNode) -> Value:
         source = Constant(source.real(), "FLOAT")
     if isinstance(source, Constant):
         return _quantized_constant(source, steps)
+    if steps.axis is not None and isinstance(source, Real):
+        steps, factors = steps.by_channel()
+        source = reader.scaled(source, factors)
     quantization, stored, clip = steps.of_activation(), node.outputs[0], _only_clip(reader, node)
     if clip is not None:
         quantization, stored = _narrowed(reader, clip, quantization, steps.kind), clip.outputs[0]
@@ -127,9 +130,10 @@ def _dequantize_linear(reader: Reader, node: FileNode) -> Value:
         return Dequantized(source.values, steps)
     if not isinstance(source, Stored):
         raise UnsupportedError("dequantizes what is not quantized")
-    quantization = reader.steps(node, source.kind).of_activation()
-    known = reader.types[source.tensor].quantization
-    if (known.scale, known.zero_point) != (quantization.scale, quantization.zero_point):
+    steps, factors = reader.steps(node, source.kind).by_channel()
+    quantization, known = steps.of_activation(), reader.types[source.tensor].quantization
+    same_factors = np.array_equal(reader.factors.get(source.tensor, 1.0), 1.0 if factors is None else factors)
+    if (known.scale, known.zero_point) != (quantization.scale, quantization.zero_point) or not same_factors:
         raise UnsupportedError(
             "has another scale or zero point than the QuantizeLinear before it", remedy="Give both the same"
         )

@@ -61,14 +61,16 @@ def _rearranged(reader: Reader, node: FileNode, op: MaxPool2d | Flatten, output:
     """Apply an operator that chooses or moves elements."""
     value = reader.value(node, 0)
     if isinstance(value, Stored):
+        reader.exact(reader.exactly(value.tensor, node.name))  # not with a scale for each channel
         quantization = reader.types[value.tensor].quantization
         tensor = reader.add(reader.label(node), op, (value.tensor,), output, quantization)
         reader.stored[tensor] = (node.outputs[0], value.kind)
         return Stored(tensor, value.kind)
     real = reader.real(node)
     if isinstance(real.what, Exact) and not real.is_bounded and not real.after:
-        quantization = reader.types[real.what.tensor].quantization
-        return reader.exactly(reader.add(node.name, op, (real.what.tensor,), output, quantization), node.name)
+        tensor = reader.exact(real)
+        quantization = reader.types[tensor].quantization
+        return reader.exactly(reader.add(node.name, op, (tensor,), output, quantization), node.name)
     return replace(real, after=(*real.after, (node.name, op, real.shape)), shape=output)
 
 

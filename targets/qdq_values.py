@@ -65,6 +65,21 @@ class Steps:
             shape[self.axis] = -1
         return np.asarray(values, dtype=np.float64).reshape(shape)
 
+    def by_channel(self) -> tuple[Steps, NDArray[np.float64] | None]:
+        """Return one scale for all channels of an activation, the largest, and what that leaves to each channel.
+
+        Raises:
+            UnsupportedError: the channels are not those of an activation, or have different zero points.
+        """
+        if self.axis is None:
+            return self, None
+        if self.axis != 1 or (self.zero_points != self.zero_points[0]).any():
+            raise UnsupportedError(
+                "the channels of an activation have different zero points", remedy="Quantize activations per tensor"
+            )
+        largest = self.scales.max()
+        return replace(self, scales=largest, zero_points=self.zero_points[0], axis=None), self.scales / largest
+
     def of_activation(self) -> Quantization:
         """Return the steps as the graph has them.
 
@@ -140,11 +155,17 @@ class Stored:
     kind: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Exact:
-    """Real numbers that the stored integers of a tensor stand for exactly."""
+    """Real numbers that the stored integers of a tensor stand for exactly.
+
+    Args:
+        tensor: of the graph.
+        factors: what each channel's numbers are to be multiplied by; None where each channel has the tensor's steps.
+    """
 
     tensor: str
+    factors: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -181,6 +202,24 @@ class Accumulation:
         """Return gain * self + offset."""
         return replace(self, gain=self.gain * gain, offset=self.offset * gain + offset, bias=None, mean=None)
 
+    def estimated_range(self, source: Quantization) -> tuple[float, float]:
+        """Return a range that the outputs hardly ever leave, should nobody have measured one.
+
+        It is that of a sum of independent inputs, uniform over their range, eight standard deviations to each side,
+        or the sum of the extremes where that is narrower.
+        """
+        weights = self.weight.values.reshape(len(self.gain), -1).astype(np.float64)
+        weights *= (self.gain * self.weight.scales * source.scale)[:, None]
+        low, high = source.qmin - source.zero_point, source.qmax - source.zero_point
+        lowest = (np.minimum(weights * low, weights * high)).sum(axis=1)
+        highest = (np.maximum(weights * low, weights * high)).sum(axis=1)
+        mean = weights.sum(axis=1) * (low + high) / 2
+        spread = 8 * (high - low) / math.sqrt(12) * np.sqrt((weights**2).sum(axis=1))
+        return (
+            float((np.maximum(lowest, mean - spread) + self.offset).min()),
+            float((np.minimum(highest, mean + spread) + self.offset).max()),
+        )
+
     def operator(self, source: Quantization, output: Quantization) -> Conv2d | Linear | AveragePool2d:
         """Return the operator that rounds this to `output`.
 
@@ -210,6 +249,7 @@ class Real:
         low: lower bound, -inf without one.
         high: upper bound, inf without one.
         after: what chooses or moves elements: name, operator and the shape before it.
+        factors: what each channel has been divided by, where channels have scales of their own.
     """
 
     what: Exact | Sum | Accumulation
@@ -218,6 +258,7 @@ class Real:
     low: float = -math.inf
     high: float = math.inf
     after: tuple[tuple[str, MaxPool2d | Flatten, tuple[int, ...]], ...] = ()
+    factors: NDArray[np.float64] | None = None
 
     @property
     def is_bounded(self) -> bool:

@@ -11,18 +11,26 @@ CLASSES = 10
 
 
 def images(count: int, seed: int = 0) -> NDArray[np.float32]:
-    """Return images with structure, float32 [count, 3, 16, 16]: one of ten patterns each, shifted, with noise."""
+    """Return images with structure, float32 [count, 3, 16, 16]."""
+    return labelled_images(count, seed)[0]
+
+
+def labelled_images(count: int, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return images, each one of ten patterns, shifted and with noise, and which pattern it is, int64 [count]."""
     rng = np.random.default_rng(seed)
     coarse = np.random.default_rng(99).normal(size=(CLASSES, 3, 4, 4))
     patterns = coarse.repeat(4, axis=2).repeat(4, axis=3)
-    chosen = patterns[rng.integers(0, CLASSES, count)]
+    labels = rng.integers(0, CLASSES, count)
+    chosen = patterns[labels]
     shifts = rng.integers(-2, 3, (count, 2))
     moved = [np.roll(image, tuple(shift), axis=(1, 2)) for image, shift in zip(chosen, shifts, strict=True)]
-    return (np.stack(moved) + 0.2 * rng.normal(size=(count, *SHAPE))).astype(np.float32)
+    return (np.stack(moved) + 0.2 * rng.normal(size=(count, *SHAPE))).astype(np.float32), labels
 
 
 def residual_network(*, batch_norm: bool = False, mat_mul: bool = False, relu6: bool = False, seed: int = 0) -> Any:
     """Return an onnx.ModelProto: stem, max pool, residual block, depthwise block, mean, classifier.
+
+    The classifier is fitted to `labelled_images`, all else is random.
 
     Args:
         batch_norm: whether each convolution is followed by a BatchNormalization of its own.
@@ -94,7 +102,29 @@ def residual_network(*, batch_norm: bool = False, mat_mul: bool = False, relu6: 
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], producer_name="somebody")
     model.ir_version = 9
+    _fit_classifier(model, transposed=not mat_mul)
     return model
+
+
+def _fit_classifier(model: Any, *, transposed: bool) -> None:
+    """Replace the classifier's weights by those of a ridge regression on the features before it."""
+    import onnx
+    import onnxruntime
+
+    pictures, labels = labelled_images(400, seed=2)
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    probe.graph.output.append(onnx.helper.make_empty_tensor_value_info("flatten_out"))
+    session = onnxruntime.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
+    features = session.run(["flatten_out"], {"image": pictures})[0].astype(np.float64)
+    ones = np.concatenate([features, np.ones((len(features), 1))], axis=1)
+    targets = np.eye(CLASSES)[labels]
+    solution = np.linalg.solve(ones.T @ ones + 1e-2 * np.eye(ones.shape[1]), ones.T @ targets).astype(np.float32)
+    weight, bias = solution[:-1], solution[-1]
+    for tensor in model.graph.initializer:
+        if tensor.name in ("fc.w", "fc.b"):
+            values = bias if tensor.name == "fc.b" else weight.T if transposed else weight
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(values), tensor.name))
 
 
 def quantize_with_onnxruntime(path: Path, model: Any, *, activation: str, per_channel: bool, **options: bool) -> None:
