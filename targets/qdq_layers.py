@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from kdpipe.targets.errors import UnsupportedError
 from kdpipe.targets.graph import Padding, Pair, Weight, convolution_output_size
 from kdpipe.targets.qdq_file import Constant, FileNode
-from kdpipe.targets.qdq_values import WEIGHT_LIMITS, Accumulation, Dequantized, Exact, Real, integer_bias
+from kdpipe.targets.qdq_values import Accumulation, Dequantized, Exact, Real, integer_bias
 
 if TYPE_CHECKING:
     from kdpipe.targets.qdq import Reader
@@ -179,20 +179,15 @@ def channel_line(
 
 
 def unit_layer(tensor: str, shape: tuple[int, ...]) -> Accumulation:
-    """Return the layer that leaves a tensor of `shape` as it is: its weights are 127 steps of 1/127.
-
-    The fine steps are for the bias, which counts in units of them.
-    """
-    channels, bits = shape[0], 8
-    limit = WEIGHT_LIMITS[bits]
-    scales = np.full(channels, 1 / limit, np.float32)
-    ones, zeros = np.ones(channels), np.zeros(channels)
+    """Return the layer that leaves a tensor of `shape` as it is, for a line to be put on it."""
+    channels = shape[0]
+    scales, ones, zeros = np.ones(channels, np.float32), np.ones(channels), np.zeros(channels)
     if len(shape) == 1:
         if channels > LARGEST_DIAGONAL:
             raise UnsupportedError(
                 f"a line by feature over {channels} features", remedy="Fuse it with the layer before it"
             )
-        return Accumulation(tensor, Weight(np.eye(channels, dtype=np.int8) * np.int8(limit), scales, bits), ones, zeros)
-    values = np.full((channels, 1, 1, 1), limit, np.int8)
+        return Accumulation(tensor, Weight(np.eye(channels, dtype=np.int8), scales, 8), ones, zeros, is_line=True)
+    weight = Weight(np.ones((channels, 1, 1, 1), np.int8), scales, 8)
     geometry = ((1, 1), (0, 0, 0, 0), (1, 1), channels)
-    return Accumulation(tensor, Weight(values, scales, bits), ones, zeros, geometry=geometry)
+    return Accumulation(tensor, weight, ones, zeros, geometry=geometry, is_line=True)

@@ -188,6 +188,8 @@ class Accumulation:
         bias: the bias in units of s_in * scale, int64 [O], where the file has it so and nothing has changed it.
         geometry: stride, padding, dilation and groups of a convolution; None for a linear layer.
         mean: the pooling that this is, should its output keep the input's quantization.
+        is_line: whether each channel has a single weight that is not zero and stands for 1, so that any integer will
+            do with a scale to match.
     """
 
     tensor: str
@@ -197,6 +199,7 @@ class Accumulation:
     bias: NDArray[np.int64] | None = None
     geometry: tuple[Pair, Padding, Pair, int] | None = None
     mean: AveragePool2d | None = None
+    is_line: bool = False
 
     def line(self, gain: NDArray[np.float64], offset: NDArray[np.float64]) -> Accumulation:
         """Return gain * self + offset."""
@@ -220,6 +223,19 @@ class Accumulation:
             float((np.minimum(highest, mean + spread) + self.offset).max()),
         )
 
+    def _finest_line(self, source: Quantization) -> Weight:
+        """Return the weights of a line with those integers in whose units the bias loses least by rounding.
+
+        With the weight w the bias is in units of s_in * |gain| / w, so that of 127 units one nearly divides it.
+        """
+        integers = np.arange(1, WEIGHT_LIMITS[8] + 1)
+        wanted = self.offset / (source.scale * np.maximum(np.abs(self.gain), np.finfo(np.float32).tiny))
+        biases = wanted[:, None] * integers
+        chosen = integers[(np.abs(biases - np.rint(biases)) / integers).argmin(axis=1)]
+        shape = (-1, *[1] * (self.weight.values.ndim - 1))
+        values = ((self.weight.values != 0) * chosen.reshape(shape)).astype(np.int8)
+        return Weight(values, (1 / chosen).astype(np.float32), self.weight.bits)
+
     def operator(self, source: Quantization, output: Quantization) -> Conv2d | Linear | AveragePool2d:
         """Return the operator that rounds this to `output`.
 
@@ -231,9 +247,10 @@ class Accumulation:
         if self.bias is not None and np.abs(self.bias).max(initial=0) < 2**31:
             weight, bias = self.weight, self.bias.astype(np.int32)
         else:
-            channels = absorb(self.weight.values, self.weight.scales, self.gain, self.offset, source, output)
-            signs = channels.signs.reshape(-1, *[1] * (self.weight.values.ndim - 1))
-            weight = Weight(np.ascontiguousarray(self.weight.values * signs), channels.scales, self.weight.bits)
+            given = self._finest_line(source) if self.is_line else self.weight
+            channels = absorb(given.values, given.scales, self.gain, self.offset, source, output)
+            signs = channels.signs.reshape(-1, *[1] * (given.values.ndim - 1))
+            weight = Weight(np.ascontiguousarray(given.values * signs), channels.scales, given.bits)
             bias = channels.bias
         return Linear(weight, bias) if self.geometry is None else Conv2d(weight, bias, *self.geometry)
 

@@ -119,7 +119,7 @@ def _fit_classifier(model: Any, *, transposed: bool) -> None:
     features = session.run(["flatten_out"], {"image": pictures})[0].astype(np.float64)
     ones = np.concatenate([features, np.ones((len(features), 1))], axis=1)
     targets = np.eye(CLASSES)[labels]
-    solution = np.linalg.solve(ones.T @ ones + 1e-2 * np.eye(ones.shape[1]), ones.T @ targets).astype(np.float32)
+    solution = np.linalg.solve(ones.T @ ones + 1.0 * np.eye(ones.shape[1]), ones.T @ targets).astype(np.float32)
     weight, bias = solution[:-1], solution[-1]
     for tensor in model.graph.initializer:
         if tensor.name in ("fc.w", "fc.b"):

@@ -15,6 +15,7 @@ from kdpipe.targets import onnx as exporter
 from kdpipe.targets import qdq, reference
 from kdpipe.targets.errors import ArtifactError, GraphError, KdpipeError, UnsupportedError
 from kdpipe.targets.graph import AveragePool2d, Conv2d, Linear, Requantize
+from kdpipe.targets.qdq_operators import OPERATORS
 from kdpipe.targets.qdq_values import offset_of
 
 onnx = pytest.importorskip("onnx")
@@ -66,6 +67,12 @@ def logits(path: Path, reading: qdq.Reading, images: NDArray[np.float32]) -> tup
     return theirs, graph.output.quantization.dequantize(ours)
 
 
+def margin(outputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return by how much each image's best output leads."""
+    best = np.sort(outputs, axis=1)
+    return best[:, -1] - best[:, -2]
+
+
 @pytest.fixture
 def quantized(networks: ModuleType, tmp_path: Path) -> Callable[..., Path]:
     """`quantized(activation=..., per_channel=..., **variant)`: a file that onnxruntime's quantize_static wrote."""
@@ -95,7 +102,8 @@ def test_quantize_static_is_within_one_step_a_layer(
     assert (reading.graph.input.quantization.quantize(images) == traced[reading.graph.input_name]).all()
     assert max(layer_differences(reading.graph, traced).values()) <= 1
     theirs, ours = logits(path, reading, images)
-    assert (theirs.argmax(axis=1) == ours.argmax(axis=1)).mean() >= 0.99
+    agree = theirs.argmax(axis=1) == ours.argmax(axis=1)
+    assert agree.mean() >= 0.99
     assert len(set(theirs.argmax(axis=1))) > 3, "the images must not all look alike to the network"
 
 
@@ -114,8 +122,7 @@ def test_files_of_brevitas_and_nncf_are_within_one_step_a_layer(
     agree = theirs.argmax(axis=1) == ours.argmax(axis=1)
     if name.startswith("nncf"):
         # The file leaves its output in floating point: two logits less than a step apart can be stored as one.
-        best = np.sort(theirs, axis=1)
-        agree |= best[:, -1] - best[:, -2] < step
+        agree |= margin(theirs) < step
     assert agree.mean() >= 0.99
 
 
@@ -175,6 +182,22 @@ def test_a_relu_is_its_layers_range_and_a_mean_with_steps_of_its_own_rounds_once
     assert isinstance(nodes["mean"].op, Conv2d | AveragePool2d)
     assert isinstance(nodes["logits"].op, Linear)
     assert not any(isinstance(node.op, Requantize) for node in graph.nodes)
+
+
+def test_a_batch_norm_between_convolution_and_quantizer_is_absorbed(
+    quantized: Any, networks: Any, layer_differences: Any
+) -> None:
+    path = quantized("QInt8", per_channel=True, batch_norm=True)
+    model = onnx.load(path)
+    for node in model.graph.node:
+        if node.op_type == "BatchNormalization":
+            node.input[0] = f"{node.name.removesuffix('_bn')}_out"
+            assert any(node.input[0] in conv.output for conv in model.graph.node if conv.op_type == "Conv")
+    path.write_bytes(model.SerializeToString())
+    reading, images = qdq.read(path), networks.images(50, seed=5)
+    assert "conv1" not in {node.name for node in reading.graph.nodes} or "conv1_bn" not in reading.stored
+    differences = layer_differences(reading.graph, trace(path, reading, images))
+    assert max(differences.values()) <= 1
 
 
 def broken(path: Path, change: Callable[[Any], None]) -> Path:
@@ -311,3 +334,9 @@ def test_damaged_files_give_errors_for_users_only(quantized: Any) -> None:
         except KdpipeError:
             refused += 1
     assert refused > 150
+
+
+def test_the_documented_operators_are_those_that_are_read() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "targets.md").read_text(encoding="utf-8")
+    listed = text.partition("- Read are ")[2].partition(".")[0]
+    assert set(listed.replace(" and ", ", ").replace("\n ", "").split(", ")) == set(OPERATORS)
