@@ -150,13 +150,15 @@ def plan(
 @app.command()
 def export(
     target: Annotated[Target, typer.Argument(help="The format.")],
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A quantized model, such as runs/NAME/model.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A quantized model: runs/NAME/model, or a QDQ ONNX file.")
+    ],
     directory: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where the files go.")],
     debug: DebugOption = False,
 ) -> None:
     """Write a quantized model for one target."""
     with exit_codes(debug):
-        require_directory(model, "MODEL", "Give the directory of a quantized model, such as runs/NAME/model")
+        require_model(model, "MODEL")
         from kdpipe.stages.export import export_graph
 
         for path in export_graph(model, target.value, directory):
@@ -170,7 +172,7 @@ def validate(
     device: Annotated[str, typer.Option("--device", help="Where to run it: see `kdpipe ls devices`.")] = "host",
     reference: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--reference", metavar="MODEL", help="The quantized model to compare every output with."),
+        typer.Option("--reference", metavar="MODEL", help="The quantized model or QDQ ONNX file to compare with."),
     ] = None,
     baseline: Annotated[
         Optional[Path],  # noqa: UP045
@@ -187,9 +189,10 @@ def validate(
     """Run one artifact on one device, and say how accurate, large and fast it is."""
     with exit_codes(debug):
         require_directory(artifact, "ARTIFACT", "Give the directory of an export, such as runs/NAME/export/c")
-        for path, option in ((reference, "--reference"), (baseline, "--baseline")):
-            if path is not None:
-                require_directory(path, option, "Give the directory of a model, such as runs/NAME/model")
+        if reference is not None:
+            require_model(reference, "--reference")
+        if baseline is not None:
+            require_directory(baseline, "--baseline", "Give the directory of a model, such as runs/NAME/model")
         from kdpipe.pipeline.data_source import split_directory
         from kdpipe.pipeline.store import Store, default_root
         from kdpipe.pipeline.tables import print_json, print_record, progress_bar
@@ -280,6 +283,22 @@ def init(
 
         write_default_pipeline(file)
         typer.echo(f"Wrote {file}. Next: kdpipe run {file}")
+
+
+def require_model(path: Path, where: str) -> None:
+    """Check a quantized model that the command line names: a directory, or an ONNX file.
+
+    Raises:
+        UsageError: it is not there, or is another file.
+    """
+    from kdpipe.targets.errors import UsageError
+
+    remedy = "Give the directory of a quantized model, such as runs/NAME/model, or a QDQ ONNX file"
+    if path.is_file():
+        if path.suffix.lower() != ".onnx":
+            raise UsageError(f"{path} is neither a directory nor an .onnx file", where=where, remedy=remedy)
+    else:
+        require_directory(path, where, remedy)
 
 
 def require_directory(path: Path, where: str, remedy: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from kdpipe.targets.devices.session import BATCH, THREADS, measure_session
 from kdpipe.targets.errors import DataError, UsageError
 from kdpipe.targets.graph import Normalization, Quantization
 from kdpipe.targets.graph_files import load_graph
+from kdpipe.targets.model_files import as_graph_directory
 from kdpipe.targets.parity import compare, first_divergent_layer
 
 TRACED_SAMPLES = 4
@@ -79,9 +81,10 @@ def validate_on_device(
                 "a float network has no integer reference", where=str(artifact), remedy="Leave the reference out"
             )
         return _validate_float(artifact, device_name, data, baseline_accuracy, progress)
-    return _validate_quantized(
-        _describe(artifact), device_name, entry.create(), data, reference, baseline_accuracy, progress
-    )
+    with nullcontext() if reference is None else as_graph_directory(reference) as graph:
+        return _validate_quantized(
+            _describe(artifact), device_name, entry.create(), data, graph, baseline_accuracy, progress
+        )
 
 
 def _first(split: Split, samples: int | None) -> Split:

@@ -60,7 +60,7 @@ def export_graph(model: Path, target: str, directory: Path) -> list[Path]:
     """Write a quantized network for one target, all of it or nothing.
 
     Args:
-        model: the directory of an integer graph.
+        model: the directory of an integer graph, or a QDQ ONNX file.
         target: a name of `kdpipe ls targets`.
         directory: where to write. If it is there, it must be empty or hold an earlier export and nothing else,
             which is replaced.
@@ -71,13 +71,14 @@ def export_graph(model: Path, target: str, directory: Path) -> list[Path]:
     Raises:
         UsageError: the target is unknown, or the directory holds something else.
         ArtifactError: the model can't be read.
-        UnsupportedError: the target can't express a layer.
+        UnsupportedError: the target can't express a layer, or the ONNX file has one without an integer form.
+        GraphError: the model has scales or sums that integers can't hold.
         StorageError: the directory can't be written.
     """
     from kdpipe.targets.exporters import EXPORTERS
-    from kdpipe.targets.graph_files import load_graph
+    from kdpipe.targets.model_files import load_model
 
-    exporter, graph = EXPORTERS[target], load_graph(model)
+    exporter, graph = EXPORTERS[target], load_model(model)
     try:
         directory = directory.resolve()
         _refuse_strangers(directory)

@@ -86,7 +86,8 @@ def validate_artifact(
         artifact: the directory of an export, an integer graph, or a float network or ensemble.
         device: a name of `kdpipe ls devices`.
         split: the directory of labelled images.
-        reference: the directory of the integer graph that `artifact` was exported from; parity is None without it.
+        reference: the integer graph that `artifact` was exported from, a directory or a QDQ ONNX file; parity is
+            None without it.
         baseline: the directory of a network, an ensemble or an integer graph.
         samples: how many images to run; all if None.
         progress: called as progress(done, total), images both.

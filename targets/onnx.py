@@ -114,6 +114,7 @@ def _properties(graph: IntegerGraph) -> dict[str, str]:
         **graph.metadata,
         "classes": json.dumps(list(graph.class_names)),
         "weight_bits": json.dumps({node.name: weight.bits for node, weight in graph.weights()}),
+        "rounding": graph.rounding,
         "kdpipe_version": kdpipe_version(),
     }
     if graph.normalization:

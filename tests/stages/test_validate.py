@@ -242,3 +242,10 @@ def test_a_device_that_cannot_run_the_artifact_is_found_before_anything_runs() -
         (("stages", "onnx", "device"), "the device cortex-m0plus can't run onnx"),
         (("stages", "mcu", "device"), "the device cortex-m4 can't run onnx"),
     ]
+
+
+def test_an_onnx_file_is_a_reference_too(graph, split: Path, tmp_path: Path) -> None:
+    theirs = exported(graph, "onnx", tmp_path) / "model.onnx"
+    artifact = exported(graph, "c", tmp_path)
+    record = validate_artifact(artifact, device="host", split=split, reference=theirs)
+    assert record.parity == {"max_step_difference": 0, "top1_agreement": 1.0, "first_divergent_layer": None}
