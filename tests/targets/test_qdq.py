@@ -279,7 +279,6 @@ def newer_opset(model: Any) -> None:
         (newer_opset, UnsupportedError, "ONNX opset 999"),
         (lambda model: setattr(model, "ir_version", 999), UnsupportedError, "ONNX IR version 999"),
     ],
-    ids=str,
 )
 def test_a_bad_file_is_refused_with_its_place(
     change: Any, error: type[KdpipeError], message: str, quantized: Any, tmp_path: Path
