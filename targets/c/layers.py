@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from kdpipe.targets.c.convolution_m4 import conv8, conv8_flat
-from kdpipe.targets.c.cores import DSP, FEATURES, GENERIC
+from kdpipe.targets.c.cores import DSP, FEATURES, FPU, GENERIC
 from kdpipe.targets.c.layer import Field, Layer
 from kdpipe.targets.c.packing import ConstantArray, convolution_rows, fold_zero_point, linear_rows, pack_rows
 from kdpipe.targets.c.storage import flattened_shape, size_of
+from kdpipe.targets.c.ternary_m4 import ternary_outer, ternary_taps
 from kdpipe.targets.errors import UnsupportedError
 from kdpipe.targets.fixed_point import quantize_multiplier, quantize_multipliers
 from kdpipe.targets.graph import (
@@ -243,6 +244,8 @@ _LOWERINGS: dict[type, tuple[Candidate, ...]] = {
     Conv2d: (
         Candidate(conv8_flat, frozenset({DSP})),
         Candidate(conv8, frozenset({DSP})),
+        Candidate(ternary_taps, frozenset({DSP, FPU})),
+        Candidate(ternary_outer, frozenset({DSP, FPU})),
         Candidate(_convolution),
     ),
     Linear: (Candidate(_linear),),

@@ -49,9 +49,4 @@ void KDP(conv8_w4)(const kdp_conv8 *layer, const int8_t *input, int8_t *output, 
  * * pairs * columns half-words and 3 bytes. */
 void KDP(conv8_flat)(const kdp_conv8 *layer, const int8_t *input, int8_t *output, int8_t *scratch);
 
-static inline void *kdp_align(int8_t *scratch)
-{
-    return (void *)(((uintptr_t)scratch + 3) & ~(uintptr_t)3);
-}
-
 #endif

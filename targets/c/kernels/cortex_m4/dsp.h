@@ -8,6 +8,12 @@
 #error "These kernels need a core with the DSP extension; on others, build the sources in portable/"
 #endif
 
+/* The first address from `scratch` on that words can lie at. */
+static inline void *kdp_align(int8_t *scratch)
+{
+    return (void *)(((uintptr_t)scratch + 3) & ~(uintptr_t)3);
+}
+
 static inline uint32_t kdp_load(const int8_t *from)
 {
     uint32_t word;
