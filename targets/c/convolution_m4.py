@@ -200,6 +200,7 @@ def _layer(
         "COUT": len(starts),
         "REQUANT": requantization.form,
         "SHIFT": requantization.shift,
+        "LEFT": requantization.left,
         "BITS": output.bits,
         "ZERO_POINT": f"({output.zero_point})",
     }

@@ -93,7 +93,11 @@ def _describe(graph: IntegerGraph, texts: Iterable[str], core: str) -> ExportedA
     """Describe the export; what the build and its test need, but a device does not, is not counted as deployed."""
     deployed = [name for name in texts if name.startswith(("model", "kernels/"))]
     artifact = describe(graph, target="c", files=deployed, input_type="int8", layout="NHWC", stored_bits=STORED_BITS)
-    return replace(artifact, weight_bytes=constant_bytes(graph, core), core=core)
+    stored = dict(artifact.stored_bits)
+    for name, layer in _plan(graph, core).layers.items():
+        if layer.stored_bits is not None:
+            stored[name] = layer.stored_bits
+    return replace(artifact, stored_bits=stored, weight_bytes=constant_bytes(graph, core), core=core)
 
 
 def render(graph: IntegerGraph, core: str = GENERIC) -> dict[str, str]:

@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from kdpipe.targets.c.add_m4 import add_dsp
 from kdpipe.targets.c.convolution_m4 import conv8, conv8_flat
 from kdpipe.targets.c.cores import DSP, FEATURES, FPU, GENERIC
+from kdpipe.targets.c.depthwise_m4 import depthwise3
 from kdpipe.targets.c.layer import Field, Layer
 from kdpipe.targets.c.packing import ConstantArray, convolution_rows, fold_zero_point, linear_rows, pack_rows
 from kdpipe.targets.c.storage import flattened_shape, size_of
@@ -242,6 +244,7 @@ def _height_width_channels(tensor: TensorType) -> tuple[int, int, int]:
 
 _LOWERINGS: dict[type, tuple[Candidate, ...]] = {
     Conv2d: (
+        Candidate(depthwise3, frozenset({DSP, FPU})),
         Candidate(conv8_flat, frozenset({DSP})),
         Candidate(conv8, frozenset({DSP})),
         Candidate(ternary_taps, frozenset({DSP, FPU})),
@@ -249,7 +252,7 @@ _LOWERINGS: dict[type, tuple[Candidate, ...]] = {
         Candidate(_convolution),
     ),
     Linear: (Candidate(_linear),),
-    Add: (Candidate(_add),),
+    Add: (Candidate(add_dsp, frozenset({DSP})), Candidate(_add)),
     MaxPool2d: (Candidate(_pool),),
     AveragePool2d: (Candidate(_pool),),
     Flatten: (Candidate(_flatten),),

@@ -37,11 +37,13 @@ class Requantization:
     Args:
         form: `SHARED_SHIFT`, `OWN_SHIFT` or `TFLITE`.
         shift: with `SHARED_SHIFT`, the layer's.
+        left: with `OWN_SHIFT`, how far a sum that comes without a factor is first shifted left.
         parameters: int64 [O, 1] multipliers, or [O, 3] multipliers, starts and shifts.
     """
 
     form: int
     shift: int
+    left: int
     parameters: NDArray[np.int64]
 
 
@@ -141,7 +143,7 @@ def _shared_shift(
                 break
             found.append(multiplier)
         else:
-            return Requantization(SHARED_SHIFT, shift, np.array(found, dtype=np.int64)[:, None])
+            return Requantization(SHARED_SHIFT, shift, 0, np.array(found, dtype=np.int64)[:, None])
     return None
 
 
@@ -149,14 +151,14 @@ def _own_shifts(
     multipliers: Sequence[int], shifts: Sequence[int], output: Quantization, factors: Sequence[int], bound: int
 ) -> Requantization | None:
     rows = []
+    left = max(_OWN_LEFT_SHIFT, 2 + max(shifts))
     for multiplier, shift, factor in zip(multipliers, shifts, factors, strict=True):
-        # A sum without a factor is first shifted left.
-        right = 31 - shift + (factor.bit_length() - 1 if factor > 1 else _OWN_LEFT_SHIFT) - 32
+        right = 31 - shift + (factor.bit_length() - 1 if factor > 1 else left) - 32
         start = (output.zero_point << right) + (1 << (right - 1)) if right > 0 else 0
-        if not 1 <= right <= 22 or bound >= 1 << (31 - _OWN_LEFT_SHIFT):
+        if not 1 <= right <= 22 or bound >= 1 << (31 - left):
             return None
         rows.append((multiplier, start, right))
-    return Requantization(OWN_SHIFT, 0, np.array(rows, dtype=np.int64))
+    return Requantization(OWN_SHIFT, 0, left, np.array(rows, dtype=np.int64))
 
 
 def _tflite(
@@ -169,4 +171,4 @@ def _tflite(
         if not 1 <= right <= 22 or bound >= 2**30:
             return None
         rows.append((multiplier, (output.zero_point << right) + (1 << (right - 1)), right))
-    return Requantization(TFLITE, 0, np.array(rows, dtype=np.int64))
+    return Requantization(TFLITE, 0, 0, np.array(rows, dtype=np.int64))

@@ -44,7 +44,7 @@ typedef struct {
     int32_t group_words; /* weights of a group of output channels */
     int32_t sum_words;   /* sums of one channel */
     int32_t adds_sums;   /* whether the row adds to the sums or overwrites them */
-    int32_t own_shift;   /* whether sums are shifted left before they are scaled */
+    int32_t left_shift;  /* of sums before they are scaled */
     int32_t start;       /* fused: what keeps the accumulators from going below 0 */
     const uint32_t *weights;
     const int32_t *parameters;
@@ -74,18 +74,17 @@ int32_t KDP(ternary_ring)(const kdp_ternary *layer, const int8_t *input, uint32_
                           const uint32_t **rows);
 
 /* Scales a sum to an output; parameters are a multiplier, a start and a shift. */
-static inline int8_t kdp_ternary_scale(int32_t sum, int32_t multiplier, int32_t start, int32_t shift, int own_shift)
+static inline int8_t kdp_ternary_scale(int32_t sum, int32_t multiplier, int32_t start, int32_t shift,
+                                       int32_t left_shift)
 {
     int32_t scaled;
 #if KDP_ROUNDING_TFLITE
-    (void)own_shift;
+    (void)left_shift;
     sum = (int32_t)((uint32_t)sum << 1);
     __asm__("smmulr %0, %1, %2" : "=r"(scaled) : "r"(sum), "r"(multiplier));
     scaled = (scaled + (scaled >> 31) + start) >> shift;
 #else
-    if (own_shift) {
-        sum = (int32_t)((uint32_t)sum << 2);
-    }
+    sum = (int32_t)((uint32_t)sum << left_shift);
     __asm__("smmla %0, %1, %2, %3" : "=r"(scaled) : "r"(sum), "r"(multiplier), "r"(start));
     scaled >>= shift;
 #endif

@@ -6,7 +6,7 @@ typedef struct {
 } channel_parameters;
 
 static inline void store(const kdp_ternary *layer, const channel_parameters *of, const int32_t *sums,
-                         const int32_t *boxes, int32_t width, int8_t *output, int own_shift)
+                         const int32_t *boxes, int32_t width, int8_t *output, int32_t left_shift)
 {
     const int32_t channels = layer->out_channels;
     const int32_t bias = of->bias;
@@ -14,7 +14,7 @@ static inline void store(const kdp_ternary *layer, const channel_parameters *of,
     const int32_t start = of->factors[1];
     const int32_t shift = of->factors[2];
     for (int32_t x = 0; x < width; x++, output += channels) {
-        *output = kdp_ternary_scale(sums[x] - boxes[x] + bias, multiplier, start, shift, own_shift);
+        *output = kdp_ternary_scale(sums[x] - boxes[x] + bias, multiplier, start, shift, left_shift);
     }
 }
 
@@ -53,8 +53,8 @@ void KDP(ternary_outer)(const kdp_ternary *layer, const int8_t *input, int8_t *o
             layer->row(&arguments);
             arguments.weights += layer->group_words;
             for (int32_t i = 0; i < 4; i++, channel++) {
-                if (layer->own_shift) {
-                    store(layer, channel, sums + i * columns, boxes, width, output + o + i, 1);
+                if (layer->left_shift > 0) {
+                    store(layer, channel, sums + i * columns, boxes, width, output + o + i, layer->left_shift);
                 } else {
                     store(layer, channel, sums + i * columns, boxes, width, output + o + i, 0);
                 }

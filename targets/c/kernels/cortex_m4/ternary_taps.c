@@ -32,7 +32,7 @@ static void put_boxes(const kdp_ternary *layer, const uint32_t *const *rows, int
 }
 
 static inline void store(const kdp_ternary *layer, const pair_parameters *of, const int32_t *sums, const int32_t *boxes,
-                         int8_t *output, int own_shift)
+                         int8_t *output, int32_t left_shift)
 {
     const int32_t width = layer->out_width;
     const int32_t channels = layer->out_channels;
@@ -45,8 +45,8 @@ static inline void store(const kdp_ternary *layer, const pair_parameters *of, co
     const int32_t r1 = of->factors[1][2];
     for (int32_t x = 0; x < width; x++, output += channels) {
         const int32_t box = boxes[x];
-        output[0] = kdp_ternary_scale(sums[x] - box, m0, a0, r0, own_shift);
-        output[1] = kdp_ternary_scale(second[x] - box, m1, a1, r1, own_shift);
+        output[0] = kdp_ternary_scale(sums[x] - box, m0, a0, r0, left_shift);
+        output[1] = kdp_ternary_scale(second[x] - box, m1, a1, r1, left_shift);
     }
 }
 
@@ -78,8 +78,8 @@ void KDP(ternary_taps)(const kdp_ternary *layer, const int8_t *input, int8_t *ou
             }
             layer->row(&arguments);
             arguments.weights += layer->group_words;
-            if (layer->own_shift) {
-                store(layer, pair, sums + first, boxes, output + o, 1);
+            if (layer->left_shift > 0) {
+                store(layer, pair, sums + first, boxes, output + o, layer->left_shift);
             } else {
                 store(layer, pair, sums + first, boxes, output + o, 0);
             }
