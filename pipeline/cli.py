@@ -151,6 +151,7 @@ def export(
     target: Annotated[Target, typer.Argument(help="The format.")],
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A quantized model, such as runs/NAME/model.")],
     directory: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where the files go.")],
+    core: Annotated[Core, typer.Option("--core", help="What C sources are for.")] = Core.GENERIC,
     debug: DebugOption = False,
 ) -> None:
     """Write a quantized model for one target."""
@@ -158,7 +159,7 @@ def export(
         require_directory(model, "MODEL", "Give the directory of a quantized model, such as runs/NAME/model")
         from kdpipe.stages.export import export_graph
 
-        for path in export_graph(model, target.value, directory):
+        for path in export_graph(model, target.value, directory, core.value):
             typer.echo(str(path))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +13,7 @@ from kdpipe.targets.c.storage import size_of
 from kdpipe.targets.fixed_point import Rounding
 from kdpipe.targets.graph import Add, IntegerGraph, Node, Quantization, TensorType
 
-_TRIES = 400
-_OFFSET_STEP = 64
+_STEPS = 50
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def add_dsp(graph: IntegerGraph, node: Node) -> Layer | None:
 
 
 def plan_add(first: Quantization, second: Quantization, output: Quantization, rounding: Rounding) -> AddPlan | None:
-    """Look for factors, starting from the real ones, and try each on all pairs of values; the search is reproducible.
+    """Look for factors near the real ones that are right on all pairs of values.
 
     Args:
         first: of the first input.
@@ -64,26 +64,34 @@ def plan_add(first: Quantization, second: Quantization, output: Quantization, ro
     wanted = reference.compute(Add(), stored, types, TensorType(a.shape, output), rounding)[0]
     factors = np.array([first.scale, second.scale]) / output.scale
     offset = output.zero_point + 0.5 - factors[0] * first.zero_point - factors[1] * second.zero_point
-    reach = 128 * float(factors.sum()) + abs(offset) + 1
-    # One bit is left for the search.
-    shift = 30 - int(np.ceil(np.log2(reach))) - 1
+    shift = math.floor(31 - math.log2(128 * float(factors.sum()) + abs(offset) + 1))
     if not 1 <= shift <= 30:
         return None
+    # Inputs that saturate bound the offset on one side only.
+    above, below = wanted > output.qmin, wanted < output.qmax
+    wanted = wanted.astype(np.int64) << shift
 
-    def wrong(candidate: np.ndarray[tuple[int], np.dtype[np.int64]]) -> int:
-        sums = a * candidate[0] + b * candidate[1] + candidate[2]
-        if np.abs(sums).max() >= 2**31:
-            return len(a)
-        return int((np.clip(sums >> shift, output.qmin, output.qmax) != wanted).sum())
+    def offsets(one: int, other: int) -> tuple[int, int]:
+        """Return the smallest and the largest offset with which these factors are right, crossed where none is."""
+        room = wanted - a * one - b * other
+        low = room[above].max(initial=-(2**31))
+        high = room[below].min(initial=2**31) + (1 << shift) - 1
+        return int(low), int(high)
 
-    best = np.rint(np.array([*factors, offset]) * 2.0**shift).astype(np.int64)
-    fewest = wrong(best)
-    generator = np.random.default_rng(0)
-    for _ in range(_TRIES):
-        if fewest == 0:
-            return AddPlan(int(best[0]), int(best[1]), int(best[2]), shift)
-        candidate = best + generator.integers(-4, 5, 3) * (1, 1, _OFFSET_STEP)
-        found = wrong(candidate)
-        if found <= fewest:
-            best, fewest = candidate, found
-    return None
+    def shortage(pair: tuple[int, int]) -> int:
+        low, high = offsets(*pair)
+        return low - high
+
+    # The shortage is a maximum of linear functions, so going downhill leads to its minimum.
+    best = round(factors[0] * 2.0**shift), round(factors[1] * 2.0**shift)
+    for _ in range(_STEPS):
+        if shortage(best) <= 0:
+            break
+        found = min(((best[0] + i, best[1] + j) for i in (-1, 0, 1) for j in (-1, 0, 1)), key=shortage)
+        if found == best:
+            return None
+        best = found
+    low, high = offsets(*best)
+    offset = min(max(round(offset * 2.0**shift), low), high)
+    largest = int(np.abs(a * best[0] + b * best[1] + offset).max())
+    return AddPlan(*best, offset, shift) if low <= high and largest < 2**31 else None

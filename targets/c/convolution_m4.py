@@ -43,7 +43,8 @@ def conv8(graph: IntegerGraph, node: Node) -> Layer | None:
     outputs, out_height, out_width = node.output.shape
     _, _, kernel_height, kernel_width = op.weight.values.shape
     in_positions, out_positions = in_height * in_width, out_height * out_width
-    if (kernel_height, kernel_width) == op.stride == (1, 1) and op.padding == (0, 0, 0, 0):
+    is_line = (kernel_height, kernel_width) == op.stride == (1, 1) and op.padding == (0, 0, 0, 0)
+    if is_line:
         # Positions are one line, which may be cut into rows of any length.
         in_width = out_width = min(_LINE_WIDTH, out_positions)
         in_height = -(-out_positions // out_width)
@@ -78,6 +79,7 @@ def conv8(graph: IntegerGraph, node: Node) -> Layer | None:
         ],
         packed=packed,
         scratch=4 * ring_words + (8 * pixel_pairs if stored == 4 else 0) + _ALIGNMENT_SLACK,
+        in_place=stays_behind(graph, node, out_width if is_line else 0),
         constants={
             "FLAT": 0,
             "KH": kernel_height,
@@ -134,6 +136,7 @@ def conv8_flat(graph: IntegerGraph, node: Node) -> Layer | None:
         ],
         packed=packed,
         scratch=2 * kernel_height * copies * halves + _ALIGNMENT_SLACK,
+        in_place=stays_behind(graph, node),
         constants={
             "FLAT": 1,
             "KH": kernel_height,
@@ -144,6 +147,28 @@ def conv8_flat(graph: IntegerGraph, node: Node) -> Layer | None:
             "WEIGHT_BYTES": stream,
         },
     )
+
+
+def stays_behind(graph: IntegerGraph, node: Node, line_width: int = 0) -> bool:
+    """Return whether no row of output, laid over the input, reaches an input row that is not yet in the ring.
+
+    Args:
+        graph: the network.
+        node: a convolution over a ring of rows.
+        line_width: how many positions are a row, where they are one line.
+    """
+    op = node.op
+    assert isinstance(op, Conv2d)  # noqa: S101 - narrows the type
+    channels, in_height, in_width = graph.tensor(node.inputs[0]).shape
+    outputs, out_height, out_width = node.output.shape
+    if line_width:
+        return outputs <= channels
+    span = (op.weight.values.shape[2] - 1) * op.dilation[0] + 1
+    for y in range(out_height):
+        unread = max(0, y * op.stride[0] - op.padding[0] + span)
+        if unread < in_height and (y + 1) * out_width * outputs > unread * in_width * channels:
+            return False
+    return True
 
 
 def _is_ordinary(op: object) -> bool:
@@ -178,6 +203,7 @@ def _layer(
     geometry: list[int],
     packed: np.ndarray[tuple[int], np.dtype[np.uint32]],
     scratch: int,
+    in_place: bool,
     constants: dict[str, int | str],
 ) -> Layer | None:
     """Complete a plan with its requantization, or return None where its arithmetic is not proved."""
@@ -216,6 +242,7 @@ def _layer(
             "parameters": ConstantArray("int32_t", (parameters & 0xFFFFFFFF).astype(np.uint32).view(np.int32)),
         },
         scratch=scratch,
+        in_place=in_place,
         assembly=Assembly("cortex_m4/conv8.inc", "conv8_row", "kdp_conv8_row", tuple(sorted(constants.items()))),
     )
 

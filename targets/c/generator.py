@@ -158,7 +158,8 @@ def _plan(graph: IntegerGraph, core: str) -> _Program:
     if core not in FEATURES:
         raise UsageError(f"unknown core {core!r}", remedy=did_you_mean(core, NAMES))
     layers = {node.name: lower_node(graph, node, core) for node in graph.nodes if not is_view(graph, node)}
-    storage = assign_storage(graph, {name: layer.scratch for name, layer in layers.items()})
+    in_place = {name for name, layer in layers.items() if layer.in_place}
+    storage = assign_storage(graph, {name: layer.scratch for name, layer in layers.items()}, in_place)
     if storage.plan.size > _MAX_ARENA:
         raise UnsupportedError(
             f"its tensors need {storage.plan.size} bytes at once, beyond a 32-bit address space",

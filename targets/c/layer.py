@@ -43,6 +43,7 @@ class Layer:
         arrays: constant arrays by a name of their own.
         scratch: bytes of scratch, 0 where it takes none.
         assembly: the function in assembly that it calls, if any.
+        in_place: whether the output may begin where the input begins, because what is overwritten has been read.
         stored_bits: the width at which weights lie in flash, where the kernel does not keep to `STORED_BITS`.
     """
 
@@ -55,4 +56,5 @@ class Layer:
     arrays: Mapping[str, ConstantArray] = field(default_factory=dict)
     scratch: int = 0
     assembly: Assembly | None = None
+    in_place: bool = False
     stored_bits: int | None = None

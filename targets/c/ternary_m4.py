@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from kdpipe.targets.c.convolution_m4 import stays_behind
 from kdpipe.targets.c.layer import Assembly, Field, Layer
 from kdpipe.targets.c.packing import ConstantArray
 from kdpipe.targets.c.packing_m4 import accumulator_ranges
@@ -339,5 +340,6 @@ def _layer(
             "schedule": ConstantArray("uint8_t", schedule.table),
         },
         scratch=scratch + _ALIGNMENT_SLACK,
+        in_place=stays_behind(graph, node, line_width),
         assembly=Assembly(f"cortex_m4/{template}", f"{kernel}_row", "void", tuple(sorted(constants.items()))),
     )
