@@ -31,6 +31,17 @@ class Target(StrEnum):
     C = "c"
 
 
+class Core(StrEnum):
+    """What C sources can be written for."""
+
+    GENERIC = "generic"
+    CORTEX_M0PLUS = "cortex-m0plus"
+    CORTEX_M3 = "cortex-m3"
+    CORTEX_M4 = "cortex-m4"
+    CORTEX_M7 = "cortex-m7"
+    CORTEX_M33 = "cortex-m33"
+
+
 class Listing(StrEnum):
     """What `kdpipe ls` lists."""
 

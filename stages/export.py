@@ -25,8 +25,9 @@ class ExportParams(StageParams):
         ("onnx", "openvino", "tflite", "c"), min_length=1, description="What to write: an output of the stage for each."
     )
     core: CoreName = Field(
-        GENERIC, description="What the C sources are for; other targets take no notice. cortex-m4, m7 and m33 have "
-        "kernels of their own."
+        GENERIC,
+        description="What the C sources are for; other targets take no notice. cortex-m4, m7 and m33 have "
+        "kernels of their own.",
     )
 
     @field_validator("targets")

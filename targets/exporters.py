@@ -56,6 +56,8 @@ for _name, _exporter in {
     "onnx": Exporter("ONNX, QDQ form, weights at 2, 4 or 8 bits", "kdpipe.targets.onnx:export"),
     "openvino": Exporter("OpenVINO IR, weights at 2, 4 or 8 bits", "kdpipe.targets.openvino:export"),
     "tflite": Exporter("TensorFlow Lite, int8, weights at 4 or 8 bits", "kdpipe.targets.tflite:export"),
-    "c": Exporter("C99 sources for microcontrollers, weights at 2, 4 or 8 bits", "kdpipe.targets.c.generator:export", True),
+    "c": Exporter(
+        "C99 sources for microcontrollers, weights at 2, 4 or 8 bits", "kdpipe.targets.c.generator:export", True
+    ),
 }.items():
     EXPORTERS.register(_name)(_exporter)

@@ -1,4 +1,4 @@
-"""Sums on the DSP extension: two multiplications in place of four, where they give the same for every pair of inputs."""
+"""Sums on the DSP extension: two multiplications an element, where they are right for every pair of inputs."""
 
 from __future__ import annotations
 

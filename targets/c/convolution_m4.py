@@ -7,6 +7,8 @@ instructions; others are left to the kernels for any core.
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import numpy as np
 
 from kdpipe.targets.c.layer import Assembly, Layer
@@ -22,7 +24,7 @@ from kdpipe.targets.c.packing_m4 import (
 )
 from kdpipe.targets.c.requantization_m4 import Requantization, plan_requantization
 from kdpipe.targets.fixed_point import quantize_multipliers
-from kdpipe.targets.graph import Conv2d, IntegerGraph, Node
+from kdpipe.targets.graph import Conv2d, IntegerGraph, Node, Operator
 
 _MAX_KERNEL_HEIGHT = 16
 _MAX_FLAT_CHANNELS = 3
@@ -171,7 +173,7 @@ def stays_behind(graph: IntegerGraph, node: Node, line_width: int = 0) -> bool:
     return True
 
 
-def _is_ordinary(op: object) -> bool:
+def _is_ordinary(op: Operator) -> TypeGuard[Conv2d]:
     return (
         isinstance(op, Conv2d)
         and op.groups == 1

@@ -71,7 +71,8 @@ def assign_storage(
         in_place: names of further nodes whose kernel may write over its input.
 
     Returns:
-        Where everything lies. Additions, requantizations and those in `in_place` overwrite an input that nothing reads later.
+        Where everything lies. Additions, requantizations and those in `in_place` overwrite an input that nothing reads
+        later.
     """
     views = frozenset(node.name for node in graph.nodes if is_view(graph, node))
     root = {graph.input_name: graph.input_name}

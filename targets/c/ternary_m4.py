@@ -9,6 +9,7 @@ fields of 15 bits: a schedule, made for the actual weights, takes them out befor
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ from kdpipe.targets.c.requantization_m4 import (
     plan_requantization,
 )
 from kdpipe.targets.fixed_point import quantize_multipliers
-from kdpipe.targets.graph import Conv2d, IntegerGraph, Node, Quantization
+from kdpipe.targets.graph import Conv2d, IntegerGraph, Node, Operator, Quantization
 
 FIELD_MAX, TOP_FIELD_MAX = 2**15 - 1, 2**19 - 1
 """What fits the three lower fields of an accumulator and its last one."""
@@ -216,7 +217,7 @@ def ternary_outer(graph: IntegerGraph, node: Node) -> Layer | None:
 
 
 def pack_taps(codes: NDArray[np.int64]) -> NDArray[np.uint32]:
-    """Lay out codes [O, KH, 3, I] in words of 2 channels by 2 inputs: [O / 2][KH][I / 2], 12 of 16 two-bit slots used."""
+    """Lay out codes [O, KH, 3, I] in words of 2 channels by 2 inputs: [O / 2][KH][I / 2]."""
     products = codes[:, :, 2] | codes[:, :, 1] << 15 | codes[:, :, 0] << 30
     outputs, height, inputs = products.shape
     quads = products.reshape(outputs // 2, 2, height, inputs // 2, 2)
@@ -238,7 +239,7 @@ def _rotate(words: NDArray[np.int64], left: int) -> NDArray[np.int64]:
     return rotated
 
 
-def _is_ternary(op: object) -> bool:
+def _is_ternary(op: Operator) -> TypeGuard[Conv2d]:
     return (
         isinstance(op, Conv2d)
         and op.groups == 1
@@ -255,7 +256,8 @@ def _unit(steps: int) -> int:
 
 def _bias(op: Conv2d, offset: int) -> NDArray[np.int64]:
     rows = op.weight.values.astype(np.int64).reshape(len(op.weight.values), -1)
-    return op.bias.astype(np.int64) - offset * rows.sum(axis=1)
+    bias: NDArray[np.int64] = op.bias.astype(np.int64) - offset * rows.sum(axis=1)
+    return bias
 
 
 def _requantization(graph: IntegerGraph, node: Node) -> Requantization | None:
@@ -327,9 +329,7 @@ def _layer(
         node=node,
         kernel=kernel,
         header="ternary.h",
-        files=tuple(
-            f"cortex_m4/{name}" for name in (f"{kernel}.c", "ternary_ring.c", "ternary.h", "dsp.h", template)
-        ),
+        files=tuple(f"cortex_m4/{name}" for name in (f"{kernel}.c", "ternary_ring.c", "ternary.h", "dsp.h", template)),
         struct="kdp_ternary",
         fields=fields,
         arrays={

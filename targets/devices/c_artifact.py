@@ -137,9 +137,7 @@ def load_c_artifact(directory: Path, core: str) -> CArtifact:
             remedy=f"Run them on {described.core}, or export with --core {core}",
         )
     layers = _load_layers(directory / LAYERS_FILE)
-    return CArtifact(
-        directory, described.name, described.input.shape, described.output.shape, layers, described.core
-    )
+    return CArtifact(directory, described.name, described.input.shape, described.output.shape, layers, described.core)
 
 
 def _load_layers(path: Path) -> tuple[TracedLayer, ...]:

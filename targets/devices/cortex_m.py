@@ -22,7 +22,7 @@ CORES = {
     "cortex-m3": ("cortex_m3", "M3"),
     "cortex-m4": ("cortex_m4", "M4"),
     "cortex-m7": ("cortex_m7", "M7"),
-    "cortex-m33": ("cortex_m33", "M33"),
+    "cortex-m33": ("cortex_m33+dsp", "M33"),
 }
 """By core, what the compiler and the emulator call it. (Unicorn has no M0+; an M0 runs the same instructions.)"""
 

@@ -103,3 +103,12 @@ def _owned_by(name: str, storage: object, graph: IntegerGraph, owner: dict[int, 
         return True
     start = storage.plan.offsets[place]
     return all(owner.get(start + index) == name for index in range(size_of(graph.tensor(name).shape)))
+
+
+def test_kernels_that_can_write_over_their_input_do(chain: Callable[..., IntegerGraph]) -> None:
+    pool = MaxPool2d((1, 1), (1, 1))
+    graph = chain((1, 3, 3), [(name, pool, (1, 3, 3)) for name in "abcd"])
+    assert assign_storage(graph, {}).plan.size == 24
+    storage = assign_storage(graph, {}, {"b", "c"})
+    assert storage.place["a"] == storage.place["b"] == storage.place["c"]
+    assert storage.plan.size == 12
