@@ -175,9 +175,11 @@ def ternary_outer(graph: IntegerGraph, node: Node) -> Layer | None:
     # Fused, accumulators start from `start` less the window's sum: a field never leaves [0, start + what +1 adds].
     start = largest * kernel_height * steps
     highest = start + largest * int((codes == 2).sum(axis=(1, 2)).max())
-    fused = schedule.flushes == 1 and highest <= FIELD_MAX and requantization.form == SHARED_SHIFT
+    fused = schedule.flushes == 1 and highest <= FIELD_MAX
     if fused:
-        parameters = np.stack([bias - start, requantization.parameters[:, 0]], axis=1)
+        # The sum is shifted left as it is added to the bias.
+        left = 1 if requantization.form == TFLITE else requantization.left
+        parameters = np.concatenate([(bias - start)[:, None] << left, requantization.parameters], axis=1)
     else:
         parameters = np.concatenate([bias[:, None], _factors(requantization, output)], axis=1)
     constants: dict[str, int | str] = {
@@ -190,10 +192,13 @@ def ternary_outer(graph: IntegerGraph, node: Node) -> Layer | None:
     if fused:
         constants |= {
             "COUT": outputs,
-            "SHIFT": requantization.shift,
             "BITS": output.bits,
-            "ZERO_POINT": f"({output.zero_point})",
+            "REQUANT": requantization.form,
         }
+        if requantization.form == SHARED_SHIFT:
+            constants |= {"SHIFT": requantization.shift, "ZERO_POINT": f"({output.zero_point})"}
+        elif requantization.form == OWN_SHIFT:
+            constants["LEFT"] = requantization.left
     ring = ((kernel_height - 1) * op.dilation[0] + 1) * tiles * (2 * steps + 4)
     return _layer(
         graph,
@@ -203,7 +208,7 @@ def ternary_outer(graph: IntegerGraph, node: Node) -> Layer | None:
         line_width=width if is_line else 0,
         ring_taps=(kernel_width, op.padding[1]),
         tiles=tiles,
-        sum_words=4 * tiles,
+        sum_words=4 * parameters.shape[1] if fused else 4 * tiles,
         left_shift=requantization.left,
         words=pack_outer(codes),
         groups=outputs // 4,

@@ -42,7 +42,7 @@ typedef struct {
     int32_t ring_left; /* columns of padding before the first position in a row of the ring */
     int32_t tiles;
     int32_t group_words; /* weights of a group of output channels */
-    int32_t sum_words;   /* sums of one channel */
+    int32_t sum_words;   /* sums of one channel; ternary_fused: parameters of four */
     int32_t adds_sums;   /* whether the row adds to the sums or overwrites them */
     int32_t left_shift;  /* of sums before they are scaled */
     int32_t start;       /* fused: what keeps the accumulators from going below 0 */

@@ -43,7 +43,7 @@ void KDP(ternary_fused)(const kdp_ternary *layer, const int8_t *input, int8_t *o
         for (int32_t o = 0; o < layer->out_channels; o += 4) {
             layer->row(&arguments);
             arguments.row.weights += layer->group_words;
-            arguments.parameters += 8;
+            arguments.parameters += layer->sum_words;
             arguments.output += 4;
             arguments.tail += 4;
         }

@@ -5,16 +5,24 @@ typedef struct {
     int32_t factors[3];
 } channel_parameters;
 
+/* Two channels. */
 static inline void store(const kdp_ternary *layer, const channel_parameters *of, const int32_t *sums,
                          const int32_t *boxes, int32_t width, int8_t *output, int32_t left_shift)
 {
     const int32_t channels = layer->out_channels;
-    const int32_t bias = of->bias;
-    const int32_t multiplier = of->factors[0];
-    const int32_t start = of->factors[1];
-    const int32_t shift = of->factors[2];
+    const int32_t *second = sums + layer->sum_words;
+    const int32_t m0 = of[0].factors[0];
+    const int32_t a0 = of[0].factors[1];
+    const int32_t r0 = of[0].factors[2];
+    const int32_t m1 = of[1].factors[0];
+    const int32_t a1 = of[1].factors[1];
+    const int32_t r1 = of[1].factors[2];
+    const int32_t first_bias = of[0].bias;
+    const int32_t difference = of[1].bias - first_bias;
     for (int32_t x = 0; x < width; x++, output += channels) {
-        *output = kdp_ternary_scale(sums[x] - boxes[x] + bias, multiplier, start, shift, left_shift);
+        const int32_t offset = first_bias - boxes[x];
+        output[0] = kdp_ternary_scale(sums[x] + offset, m0, a0, r0, left_shift);
+        output[1] = kdp_ternary_scale(second[x] + offset + difference, m1, a1, r1, left_shift);
     }
 }
 
@@ -52,7 +60,7 @@ void KDP(ternary_outer)(const kdp_ternary *layer, const int8_t *input, int8_t *o
             }
             layer->row(&arguments);
             arguments.weights += layer->group_words;
-            for (int32_t i = 0; i < 4; i++, channel++) {
+            for (int32_t i = 0; i < 4; i += 2, channel += 2) {
                 if (layer->left_shift > 0) {
                     store(layer, channel, sums + i * columns, boxes, width, output + o + i, layer->left_shift);
                 } else {

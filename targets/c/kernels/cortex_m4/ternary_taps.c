@@ -56,6 +56,9 @@ void KDP(ternary_taps)(const kdp_ternary *layer, const int8_t *input, int8_t *ou
     uint32_t *const ring = kdp_align(scratch);
     int32_t *const boxes = (int32_t *)(ring + kdp_ternary_ring_rows(layer) * kdp_ternary_row_words(layer));
     int32_t *const sums = boxes + layer->out_width;
+    /* Copies: a store to the sums might change what `layer` points to, for all the compiler knows. */
+    const int32_t sum_words = layer->sum_words;
+    const int32_t last = layer->out_width - 1;
     const int32_t first = 2 - layer->pad_left;
     int32_t next = 0;
     int32_t top = 0;
@@ -69,12 +72,14 @@ void KDP(ternary_taps)(const kdp_ternary *layer, const int8_t *input, int8_t *ou
         arguments.weights = layer->weights;
         for (int32_t o = 0; o < layer->out_channels; o += 2, pair++) {
             int32_t *to = sums;
-            for (int32_t i = 0; i < 2; i++, to += layer->sum_words) {
-                for (int32_t c = 0; c < layer->sum_words; c++) {
-                    to[c] = pair->bias[i];
+            for (int32_t i = 0; i < 2; i++, to += sum_words) {
+                const int32_t bias = pair->bias[i];
+                for (int32_t c = 0; c < sum_words; c += 2) {
+                    to[c] = bias;
+                    to[c + 1] = bias;
                 }
                 to[first] += pair->left[i];
-                to[first + layer->out_width - 1] += pair->right[i];
+                to[first + last] += pair->right[i];
             }
             layer->row(&arguments);
             arguments.weights += layer->group_words;
