@@ -58,7 +58,7 @@ class ExportedArtifact:
         weight_bytes: {"values": packed at `stored_bits`, "scales_and_biases": 4 bytes for each of both}.
         kdpipe_version: that wrote it.
         key: of the stage that made the graph, or "".
-        core: of C sources, the core that they were written for; "" for other targets.
+        core: of C sources, the core that they were written for; "" for other targets, and for earlier exports.
     """
 
     target: str
@@ -254,5 +254,5 @@ def _from_json(document: Mapping[str, Any]) -> ExportedArtifact:
         weight_bytes={str(name): int(count) for name, count in document["weight_bytes"].items()},
         kdpipe_version=str(document["kdpipe_version"]),
         key=str(document["key"]),
-        core=str(document["core"]),
+        core=str(document.get("core", "")),
     )

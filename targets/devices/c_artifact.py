@@ -50,7 +50,6 @@ class CArtifact:
         input_shape: without the batch, channels first.
         output_shape: without the batch, channels first.
         layers: what a trace hands over, by layer number.
-        core: what it was written for.
     """
 
     directory: Path
@@ -58,7 +57,6 @@ class CArtifact:
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
     layers: tuple[TracedLayer, ...]
-    core: str
 
     @property
     def sources(self) -> list[Path]:
@@ -127,17 +125,18 @@ def load_c_artifact(directory: Path, core: str) -> CArtifact:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", described.name):
         raise ArtifactError(f"the network's name {described.name!r} is not an identifier", where=str(directory))
     described.sizes(directory)
-    if described.core not in FEATURES:
-        raise ArtifactError(f"sources for an unknown core, {described.core!r}", where=str(directory))
-    if missing := missing_features(described.core, core):
+    built_for = described.core or GENERIC
+    if built_for not in FEATURES:
+        raise ArtifactError(f"sources for an unknown core, {built_for!r}", where=str(directory))
+    if missing := missing_features(built_for, core):
         where = "this machine" if core == GENERIC else core
         raise ArtifactError(
-            f"the sources are for {described.core}, and use what {where} lacks: {', '.join(sorted(missing))}",
+            f"the sources are for {built_for}, and use what {where} lacks: {', '.join(sorted(missing))}",
             where=str(directory),
-            remedy=f"Run them on {described.core}, or export with --core {core}",
+            remedy=f"Run them on {built_for}, or export with --core {core}",
         )
     layers = _load_layers(directory / LAYERS_FILE)
-    return CArtifact(directory, described.name, described.input.shape, described.output.shape, layers, described.core)
+    return CArtifact(directory, described.name, described.input.shape, described.output.shape, layers)
 
 
 def _load_layers(path: Path) -> tuple[TracedLayer, ...]:
