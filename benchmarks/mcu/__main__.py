@@ -31,10 +31,10 @@ TARGETS = {
 """Millions of instructions and of cycles, thousands of bytes of flash and of RAM: what the project set out to reach."""
 
 HEAD = """\
-Emulated Cortex-M4; instructions exact, cycles by the static model of `targets/devices/cycle_model.py`, no wait states.
+Emulated Cortex-M4; instructions exact, cycles by the static model of `targets/devices/cycle_model.py` without waiting.
 KB = 1000 bytes. Flash: the whole firmware; RAM: arena, input, output, other data and the stack's high-water mark.
-Weights are drawn at random (seed {seed}) and never trained, the first and the last layer's have 8 bits; activations have
-8 bits; rounding single. Every output of {count} inputs equals the integer reference.
+Weights are drawn at random (seed {seed}) and never trained, those of the first and the last layer have 8 bits;
+activations have 8 bits; rounding single. Every output of {count} inputs equals the integer reference.
 
 | network | weights | sources for | M instructions | M cycles | flash, KB | RAM, KB |
 | --- | --- | --- | --- | --- | --- | --- |"""

@@ -325,7 +325,11 @@ def _readme_row(program: _Program, name: str) -> dict[str, str]:
     if layer is None:
         return {"name": name, "kernel": "none: same memory", "weights": ""}
     op = layer.node.op
-    weights = f"{op.weight.values.size} of {op.weight.bits} bits" if isinstance(op, Conv2d | Linear) else ""
+    weights = ""
+    if isinstance(op, Conv2d | Linear):
+        weights = f"{op.weight.values.size} of {op.weight.bits} bits"
+        if layer.stored_bits not in (None, op.weight.bits):
+            weights += f", stored in {layer.stored_bits}"
     return {"name": name, "kernel": layer.kernel, "weights": weights}
 
 

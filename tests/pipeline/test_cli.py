@@ -109,6 +109,8 @@ def test_each_command_has_help(kdpipe: Any, tmp_path: Path, command: str) -> Non
         (["run", "pipeline.yaml", "--store", "pipeline.yaml/store"], "a file stands where a directory is needed"),
         (["export", "onnx", "nowhere", "-o", "out"], "no such directory: nowhere"),
         (["export", "onnxx", ".", "-o", "out"], "onnxx"),
+        (["export", "c", ".", "-o", "out", "--core", "cortex-m44"], "cortex-m44"),
+        (["export", "onnx", ".", "-o", "out", "--core", "cortex-m4"], "onnx is not written for a core"),
         (["validate", "nowhere", "--data", "digits"], "no such directory: nowhere"),
         (["validate", ".", "--data", "digit"], "no data 'digit'. Did you mean digits?"),
         (["validate", ".", "--data", "digits.tset"], "'digits' has no split 'tset'. Did you mean test?"),

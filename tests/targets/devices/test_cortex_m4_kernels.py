@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from kdpipe.targets import reference
 from kdpipe.targets.c.generator import export
 from kdpipe.targets.c.layers import lower_node
-from kdpipe.targets.devices import cortex_m, host_c
+from kdpipe.targets.devices import c_compiler, cortex_m, host_c
 from kdpipe.targets.errors import ArtifactError
 from kdpipe.targets.graph import (
     Conv2d,
@@ -25,6 +25,8 @@ from kdpipe.targets.graph import (
 
 for package in ("unicorn", "ziglang", "elftools", "capstone"):
     pytest.importorskip(package)
+
+STRING_H = Path(cortex_m.__file__).parent / "firmware_sources" / "include"
 
 
 def check(graph: IntegerGraph, inputs: NDArray[np.int8], directory: Path, core: str = "cortex-m4") -> None:
@@ -206,6 +208,19 @@ def test_fields_at_their_limit_are_taken_out_in_time(
     flushes = int((layer.arrays["schedule"].values[1::2] & 1).sum())
     assert flushes == (6 if value == 1 else 1)
     check(graph, random_inputs(graph, 2), tmp_path)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_sources_compile_without_warnings(bits: int, tmp_path: Path) -> None:
+    cases = TERNARY if bits == 2 else QUADS
+    for number, kind in enumerate((cases, DEPTHWISE, FLAT)):
+        directory = tmp_path / str(number)
+        graph = convolutions(1, bits, "single", [(o, k, dict(options)) for o, k, options in kind])
+        export(graph, directory, "cortex-m4")
+        names = ["model.c", "model_weights.c", *(f"kernels/{path.name}" for path in directory.glob("kernels/*.[cS]"))]
+        target = ["-target", "thumb-freestanding-eabi", "-mcpu=cortex_m4", "-I.", "-I", str(STRING_H)]
+        strict = ["-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
+        c_compiler.compile_c([*c_compiler.zig_compiler(), *target, *strict, "-c", *names], directory)
 
 
 @pytest.mark.parametrize("core", ["cortex-m0plus", "cortex-m3", "host"])
