@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+KernelSize = Annotated[int, Field(ge=1, le=15)]
 
 
 class ModelArguments(BaseModel):
@@ -58,6 +60,9 @@ class DsCnnArguments(ModelArguments):
 
     width: int = Field(default=64, ge=1, le=1024, description="channels of every layer")
     blocks: int = Field(default=4, ge=1, le=16, description="depthwise-separable blocks after the first convolution")
+    kernel: tuple[KernelSize, KernelSize] = Field(
+        default=(3, 3), description="height and width of the first convolution's kernel"
+    )
 
 
 class ReusedClassifierArguments(ModelArguments):

@@ -21,25 +21,41 @@ def _separable(channels: int) -> list[nn.Module]:
     ]
 
 
+def _padding(size: int, kernel: int) -> int:
+    """Return the padding on either side with which stride 2 gives half of `size`, rounded up."""
+    outside = 2 * (-(-size // 2) - 1) + kernel - size
+    return max(0, -(-outside // 2))
+
+
 class DsCnn(nn.Module):
-    """A 3x3 convolution of stride 2, then depthwise-separable blocks, global mean and one linear layer.
+    """A convolution of stride 2, then depthwise-separable blocks, global mean and one linear layer.
 
     Args:
         input_shape: [C, H, W], at least 2x2 pixels.
         classes: number of logits.
         width: channels of every layer.
         blocks: depthwise-separable blocks.
+        kernel: height and width of the first convolution's kernel. MLPerf Tiny's keyword spotting has (10, 4).
 
     Raises:
         NetworkError: the image is smaller than 2x2 pixels.
     """
 
-    def __init__(self, *, input_shape: tuple[int, int, int], classes: int, width: int = 64, blocks: int = 4) -> None:
+    def __init__(
+        self,
+        *,
+        input_shape: tuple[int, int, int],
+        classes: int,
+        width: int = 64,
+        blocks: int = 4,
+        kernel: tuple[int, int] = (3, 3),
+    ) -> None:
         super().__init__()
         if min(input_shape[1:]) < 2:
             raise NetworkError(f"an image of {input_shape[1]}x{input_shape[2]} is too small for ds-cnn")
+        padding = (_padding(input_shape[1], kernel[0]), _padding(input_shape[2], kernel[1]))
         layers: list[nn.Module] = [
-            nn.Conv2d(input_shape[0], width, 3, 2, 1, bias=False),
+            nn.Conv2d(input_shape[0], width, kernel, 2, padding, bias=False),
             nn.BatchNorm2d(width),
             nn.ReLU(),
         ]

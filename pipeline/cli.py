@@ -31,6 +31,17 @@ class Target(StrEnum):
     C = "c"
 
 
+class Core(StrEnum):
+    """What C sources can be written for."""
+
+    GENERIC = "generic"
+    CORTEX_M0PLUS = "cortex-m0plus"
+    CORTEX_M3 = "cortex-m3"
+    CORTEX_M4 = "cortex-m4"
+    CORTEX_M7 = "cortex-m7"
+    CORTEX_M33 = "cortex-m33"
+
+
 class Listing(StrEnum):
     """What `kdpipe ls` lists."""
 
@@ -154,6 +165,7 @@ def export(
         Path, typer.Argument(metavar="MODEL", help="A quantized model: runs/NAME/model, or a QDQ ONNX file.")
     ],
     directory: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where the files go.")],
+    core: Annotated[Core, typer.Option("--core", help="What C sources are for.")] = Core.GENERIC,
     debug: DebugOption = False,
 ) -> None:
     """Write a quantized model for one target."""
@@ -161,7 +173,7 @@ def export(
         require_model(model, "MODEL")
         from kdpipe.stages.export import export_graph
 
-        for path in export_graph(model, target.value, directory):
+        for path in export_graph(model, target.value, directory, core.value):
             typer.echo(str(path))
 
 

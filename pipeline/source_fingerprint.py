@@ -25,7 +25,23 @@ IGNORED = ("kdpipe.stages.registry", "kdpipe.targets.errors")
 """Modules that can't change what a stage computes: the engine's own table of stages, and the wording of errors."""
 
 DATA_SUFFIXES = frozenset(
-    {".c", ".h", ".s", ".ld", ".jinja", ".in", ".json", ".yaml", ".txt", ".html", ".css", ".js", ".md", ".cmake"}
+    {
+        ".c",
+        ".h",
+        ".inc",
+        ".s",
+        ".ld",
+        ".jinja",
+        ".in",
+        ".json",
+        ".yaml",
+        ".txt",
+        ".html",
+        ".css",
+        ".js",
+        ".md",
+        ".cmake",
+    }
 )
 
 _MODULE_NAME = re.compile(r"kdpipe\.(?:stages|models|targets)(?:\.\w+)*")

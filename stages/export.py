@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from kdpipe.stages.base import Accepts, Inputs, Outcome, Stage, StageContext, StageParams
+from kdpipe.targets.c.cores import GENERIC, CoreName
 from kdpipe.targets.errors import StorageError, UsageError
 
 TargetName = Literal["onnx", "openvino", "tflite", "c"]
@@ -22,6 +23,11 @@ class ExportParams(StageParams):
     graph: Annotated[str, Accepts("integer-graph"), Field(description="The quantized network.")]
     targets: tuple[TargetName, ...] = Field(
         ("onnx", "openvino", "tflite", "c"), min_length=1, description="What to write: an output of the stage for each."
+    )
+    core: CoreName = Field(
+        GENERIC,
+        description="What the C sources are for; other targets take no notice. cortex-m4, m7 and m33 have "
+        "kernels of their own.",
     )
 
     @field_validator("targets")
@@ -43,7 +49,7 @@ def run(params: ExportParams, inputs: Inputs, context: StageContext) -> Outcome:
     for done, target in enumerate(params.targets):
         context.progress(done, len(params.targets), unit="target")
         directory = context.output(target)
-        EXPORTERS[target].export(graph, directory)
+        EXPORTERS[target].export(graph, directory, params.core)
         artifact = read_artifact(directory)
         metrics[f"{target}_bytes"] = sum(size for _, size in artifact.sizes(directory))
         metrics[f"{target}_weight_bytes"] = artifact.weight_bytes["values"]
@@ -56,7 +62,7 @@ def outputs(params: ExportParams) -> Mapping[str, str]:
     return {target: target for target in params.targets}
 
 
-def export_graph(model: Path, target: str, directory: Path) -> list[Path]:
+def export_graph(model: Path, target: str, directory: Path, core: str = GENERIC) -> list[Path]:
     """Write a quantized network for one target, all of it or nothing.
 
     Args:
@@ -64,12 +70,13 @@ def export_graph(model: Path, target: str, directory: Path) -> list[Path]:
         target: a name of `kdpipe ls targets`.
         directory: where to write. If it is there, it must be empty or hold an earlier export and nothing else,
             which is replaced.
+        core: what C sources are for.
 
     Returns:
         The files that were written.
 
     Raises:
-        UsageError: the target is unknown, or the directory holds something else.
+        UsageError: the target or the core is unknown, the target has no cores, or the directory holds something else.
         ArtifactError: the model can't be read.
         UnsupportedError: the target can't express a layer, or the ONNX file has one without an integer form.
         GraphError: the model has scales or sums that integers can't hold.
@@ -78,7 +85,10 @@ def export_graph(model: Path, target: str, directory: Path) -> list[Path]:
     from kdpipe.targets.exporters import EXPORTERS
     from kdpipe.targets.model_files import load_model
 
-    exporter, graph = EXPORTERS[target], load_model(model)
+    exporter = EXPORTERS[target]
+    if core != GENERIC and not exporter.has_cores:
+        raise UsageError(f"{target} is not written for a core", remedy="Leave out --core, or export c")
+    graph = load_model(model)
     try:
         directory = directory.resolve()
         _refuse_strangers(directory)
@@ -87,7 +97,7 @@ def export_graph(model: Path, target: str, directory: Path) -> list[Path]:
         unfinished = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}.unfinished")
         unfinished.mkdir()
         try:
-            written = [path.relative_to(unfinished) for path in exporter.export(graph, unfinished)]
+            written = [path.relative_to(unfinished) for path in exporter.export(graph, unfinished, core)]
             _refuse_foreign_files(directory, {path.relative_to(unfinished) for path in _files(unfinished)})
             _replace(directory, unfinished)
         finally:

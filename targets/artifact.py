@@ -58,6 +58,7 @@ class ExportedArtifact:
         weight_bytes: {"values": packed at `stored_bits`, "scales_and_biases": 4 bytes for each of both}.
         kdpipe_version: that wrote it.
         key: of the stage that made the graph, or "".
+        core: of C sources, the core that they were written for; "" for other targets, and for earlier exports.
     """
 
     target: str
@@ -73,6 +74,7 @@ class ExportedArtifact:
     weight_bytes: Mapping[str, int]
     kdpipe_version: str
     key: str
+    core: str = ""
 
     def sizes(self, directory: Path) -> tuple[tuple[str, int], ...]:
         """Return each deployable file with its bytes.
@@ -161,6 +163,7 @@ def write_artifact(artifact: ExportedArtifact, directory: Path) -> None:
         "weight_bytes": dict(artifact.weight_bytes),
         "kdpipe_version": artifact.kdpipe_version,
         "key": artifact.key,
+        "core": artifact.core,
     }
     (directory / FILE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
@@ -251,4 +254,5 @@ def _from_json(document: Mapping[str, Any]) -> ExportedArtifact:
         weight_bytes={str(name): int(count) for name, count in document["weight_bytes"].items()},
         kdpipe_version=str(document["kdpipe_version"]),
         key=str(document["key"]),
+        core=str(document.get("core", "")),
     )

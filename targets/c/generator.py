@@ -13,12 +13,14 @@ import numpy as np
 from kdpipe.targets.artifact import FILE as ARTIFACT_FILE
 from kdpipe.targets.artifact import ExportedArtifact, describe, kdpipe_version, write_artifact
 from kdpipe.targets.c import c_text
+from kdpipe.targets.c.cores import FEATURES, GENERIC, NAMES
 from kdpipe.targets.c.golden import make_golden_vectors
+from kdpipe.targets.c.layer import Assembly, Field, Layer
 from kdpipe.targets.c.layers import OPERATORS as OPERATORS
-from kdpipe.targets.c.layers import Field, Layer, lower_node
+from kdpipe.targets.c.layers import lower_node
 from kdpipe.targets.c.packing import STORED_BITS, to_channels_last
 from kdpipe.targets.c.storage import INPUT, OUTPUT, Storage, assign_storage, flattened_shape, is_view, size_of
-from kdpipe.targets.errors import StorageError, UnsupportedError
+from kdpipe.targets.errors import StorageError, UnsupportedError, UsageError, did_you_mean
 from kdpipe.targets.graph import Conv2d, IntegerGraph, Linear, Quantization
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 _HERE = Path(__file__).parent
 LAYERS_FILE = "test/layers.json"
+PORTABLE = "portable"
+"""The folder with the same network for any core, where the sources are for one."""
 _GOLDEN_SEED = 0
 _MAX_ARENA = 2**31 - 1
 
@@ -38,24 +42,36 @@ class _Program:
     layers: dict[str, Layer]
     storage: Storage
 
+    @property
+    def assemblies(self) -> dict[Assembly, str]:
+        """The distinct functions in assembly and their names without the model's prefix."""
+        names: dict[Assembly, str] = {}
+        for layer in self.layers.values():
+            if layer.assembly is not None and layer.assembly not in names:
+                names[layer.assembly] = f"{layer.assembly.name}{len(names)}"
+        return names
 
-def export(graph: IntegerGraph, directory: Path) -> list[Path]:
+
+def export(graph: IntegerGraph, directory: Path, core: str = GENERIC) -> list[Path]:
     """Write `graph` as C sources.
 
     Args:
         graph: the network.
         directory: where to write; made if it does not exist. Files of earlier exports with the same names are replaced.
+        core: what to write it for, a name of `cores.py`.
 
     Returns:
         The files, all below `directory`: model.h, model.c, model_weights.h, model_weights.c, the kernels that the
         network uses, CMakeLists.txt, README.md, test/ with golden vectors, and artifact.json. Constants of b-bit
-        weights take b bits each (3-bit ones 4), rows of output channels being padded to 32-bit words.
+        weights take b bits each (3-bit ones 4), rows of output channels being padded to 32-bit words. Where the
+        core has kernels of its own, portable/ holds the same network for any core, which a host's test builds.
 
     Raises:
+        UsageError: there is no such core.
         UnsupportedError: a layer has no kernel (nothing has been written then); names the layer.
         StorageError: the directory can't be written.
     """
-    texts = render(graph)
+    texts = render(graph, core)
     paths = []
     try:
         for name, text in texts.items():
@@ -63,7 +79,7 @@ def export(graph: IntegerGraph, directory: Path) -> list[Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8", newline="\n")
             paths.append(path)
-        write_artifact(_describe(graph, texts), directory)
+        write_artifact(_describe(graph, texts, core), directory)
         paths.append(directory / ARTIFACT_FILE)
     except OSError as error:
         raise StorageError(
@@ -74,57 +90,77 @@ def export(graph: IntegerGraph, directory: Path) -> list[Path]:
     return paths
 
 
-def _describe(graph: IntegerGraph, texts: Iterable[str]) -> ExportedArtifact:
+def _describe(graph: IntegerGraph, texts: Iterable[str], core: str) -> ExportedArtifact:
     """Describe the export; what the build and its test need, but a device does not, is not counted as deployed."""
     deployed = [name for name in texts if name.startswith(("model", "kernels/"))]
     artifact = describe(graph, target="c", files=deployed, input_type="int8", layout="NHWC", stored_bits=STORED_BITS)
-    return replace(artifact, weight_bytes=constant_bytes(graph))
+    stored = dict(artifact.stored_bits)
+    for name, layer in _plan(graph, core).layers.items():
+        if layer.stored_bits is not None:
+            stored[name] = layer.stored_bits
+    return replace(artifact, stored_bits=stored, weight_bytes=constant_bytes(graph, core), core=core)
 
 
-def render(graph: IntegerGraph) -> dict[str, str]:
+def render(graph: IntegerGraph, core: str = GENERIC) -> dict[str, str]:
     """Return the text of each file that `export` writes, by its path in the export's directory."""
-    program = _plan(graph)
+    program = _plan(graph, core)
     environment = _environment()
-    values = _template_values(program)
-    kernel_files = sorted({name for layer in program.layers.values() for name in layer.files})
-    sources = ["model.c", "model_weights.c", *(f"kernels/{name}" for name in kernel_files if name.endswith(".c"))]
-    targets = {
-        "model.h": "model.h",
-        "model.c": "model.c",
-        "model_weights.h": "model_weights.h",
-        "model_weights.c": "model_weights.c",
-        "kernels/kernel_config.h": "kernel_config.h",
-        "CMakeLists.txt": "CMakeLists.txt",
-        "README.md": "README.md",
-        "test/golden.h": "golden.h",
-        "test/test_model.c": "test_model.c",
-    }
-    texts = {
-        path: environment.get_template(f"{template}.jinja").render(values, sources=sources)
-        for path, template in targets.items()
-    }
-    for name in kernel_files:
-        texts[f"kernels/{name}"] = (_HERE / "kernels" / name).read_text(encoding="utf-8")
+    values = {**_template_values(program), "core": core, "portable_sources": []}
+    texts = _program_texts(program, environment, values)
+    sources = _sources(texts)
+    if FEATURES[core]:
+        portable = _plan(graph, GENERIC)
+        portable_texts = _program_texts(portable, environment, _template_values(portable))
+        texts.update({f"{PORTABLE}/{name}": text for name, text in portable_texts.items()})
+        values["portable_sources"] = [f"{PORTABLE}/{name}" for name in _sources(portable_texts)]
+    for path in ("CMakeLists.txt", "README.md", "test/golden.h", "test/test_model.c"):
+        template = environment.get_template(f"{Path(path).name}.jinja")
+        texts[path] = template.render(values, sources=sources)
     texts[LAYERS_FILE] = _layers_json(program)
     return texts
 
 
-def arena_bytes(graph: IntegerGraph) -> int:
+def _sources(texts: Iterable[str]) -> list[str]:
+    return sorted((name for name in texts if name.endswith((".c", ".S"))), key=lambda name: (name.count("/"), name))
+
+
+def _program_texts(program: _Program, environment: Environment, values: dict[str, Any]) -> dict[str, str]:
+    """Return the files of the program itself: what a firmware needs."""
+    texts = {
+        name: environment.get_template(f"{name}.jinja").render(values)
+        for name in ("model.h", "model.c", "model_weights.h", "model_weights.c")
+    }
+    texts["kernels/kernel_config.h"] = environment.get_template("kernel_config.h.jinja").render(values)
+    assemblies = program.assemblies
+    for assembly, name in assemblies.items():
+        template = environment.get_template("specialized.S.jinja")
+        texts[f"kernels/{name}.S"] = template.render(values, assembly=assembly, function=name)
+    files = {name for layer in program.layers.values() for name in layer.files}
+    for name in sorted(files):
+        # Kernels for one core are kept apart here, and lie beside the others in what is written.
+        texts[f"kernels/{Path(name).name}"] = (_HERE / "kernels" / name).read_text(encoding="utf-8")
+    return texts
+
+
+def arena_bytes(graph: IntegerGraph, core: str = GENERIC) -> int:
     """Return the bytes of working memory that the exported program needs, without its input and output."""
-    return _plan(graph).storage.plan.size
+    return _plan(graph, core).storage.plan.size
 
 
-def constant_bytes(graph: IntegerGraph) -> dict[str, int]:
+def constant_bytes(graph: IntegerGraph, core: str = GENERIC) -> dict[str, int]:
     """Return the bytes of constants in flash, as `values` (packed weights) and `scales_and_biases`."""
-    layers = _plan(graph).layers.values()
+    layers = _plan(graph, core).layers.values()
     values = sum(layer.arrays["weights"].nbytes for layer in layers if "weights" in layer.arrays)
     total = sum(array.nbytes for layer in layers for array in layer.arrays.values())
     return {"values": values, "scales_and_biases": total - values}
 
 
-def _plan(graph: IntegerGraph) -> _Program:
-    layers = {node.name: lower_node(graph, node) for node in graph.nodes if not is_view(graph, node)}
-    storage = assign_storage(graph, {name: layer.scratch for name, layer in layers.items()})
+def _plan(graph: IntegerGraph, core: str) -> _Program:
+    if core not in FEATURES:
+        raise UsageError(f"unknown core {core!r}", remedy=did_you_mean(core, NAMES))
+    layers = {node.name: lower_node(graph, node, core) for node in graph.nodes if not is_view(graph, node)}
+    in_place = {name for name, layer in layers.items() if layer.in_place}
+    storage = assign_storage(graph, {name: layer.scratch for name, layer in layers.items()}, in_place)
     if storage.plan.size > _MAX_ARENA:
         raise UnsupportedError(
             f"its tensors need {storage.plan.size} bytes at once, beyond a 32-bit address space",
@@ -168,6 +204,7 @@ def _template_values(program: _Program) -> dict[str, Any]:
         "steps": _steps(program),
         "headers": sorted({layer.header for layer in program.layers.values()} | {"kernel_config.h"}),
         "constants": _constants(program),
+        "assemblies": [(assembly.argument, function) for assembly, function in program.assemblies.items()],
         "layers": [_readme_row(program, node.name) for node in graph.nodes],
         "constant_bytes": sum(array.nbytes for layer in program.layers.values() for array in layer.arrays.values()),
         "arena_size": program.storage.plan.size,
@@ -245,12 +282,16 @@ def _pointer(storage: Storage, tensor: str) -> str:
 
 def _constants(program: _Program) -> list[dict[str, Any]]:
     name = program.graph.name
+    functions = program.assemblies
     constants = []
     for index, node in enumerate(program.graph.nodes):
         layer = program.layers.get(node.name)
         if layer is None:
             continue
         symbols = {label: f"{name}_{label}{index}" for label in layer.arrays}
+        initialized = dict(symbols)
+        if layer.assembly is not None:
+            initialized["row"] = f"KDP({functions[layer.assembly]})"
         constants.append(
             {
                 "index": index,
@@ -265,7 +306,7 @@ def _constants(program: _Program) -> list[dict[str, Any]]:
                     }
                     for label, array in layer.arrays.items()
                 ],
-                "initializer": _initializer(layer.fields, symbols),
+                "initializer": _initializer(layer.fields, initialized),
             }
         )
     return constants
@@ -288,7 +329,11 @@ def _readme_row(program: _Program, name: str) -> dict[str, str]:
     if layer is None:
         return {"name": name, "kernel": "none: same memory", "weights": ""}
     op = layer.node.op
-    weights = f"{op.weight.values.size} of {op.weight.bits} bits" if isinstance(op, Conv2d | Linear) else ""
+    weights = ""
+    if isinstance(op, Conv2d | Linear):
+        weights = f"{op.weight.values.size} of {op.weight.bits} bits"
+        if layer.stored_bits not in (None, op.weight.bits):
+            weights += f", stored in {layer.stored_bits}"
     return {"name": name, "kernel": layer.kernel, "weights": weights}
 
 

@@ -1,19 +1,25 @@
 """Each node of an integer graph as one kernel call: which kernel, with which constants.
 
-A kernel is chosen here and nowhere else: a faster one for some core, shape or width is one more case in
-`_convolution` or `_linear`, with its files in `kernels/`.
+A kernel is chosen here and nowhere else: a faster one for some core, shape or width is one more candidate in
+`_LOWERINGS`, with its files in `kernels/`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from kdpipe.targets.c.add_m4 import add_dsp
+from kdpipe.targets.c.convolution_m4 import conv8, conv8_flat
+from kdpipe.targets.c.cores import DSP, FEATURES, FPU, GENERIC
+from kdpipe.targets.c.depthwise_m4 import depthwise3
+from kdpipe.targets.c.layer import Field, Layer
 from kdpipe.targets.c.packing import ConstantArray, convolution_rows, fold_zero_point, linear_rows, pack_rows
 from kdpipe.targets.c.storage import flattened_shape, size_of
+from kdpipe.targets.c.ternary_m4 import ternary_outer, ternary_taps
 from kdpipe.targets.errors import UnsupportedError
 from kdpipe.targets.fixed_point import quantize_multiplier, quantize_multipliers
 from kdpipe.targets.graph import (
@@ -39,44 +45,34 @@ from kdpipe.targets.lookup import lookup_table
 from kdpipe.targets.reference import add_factors, mul_factor
 
 _KERNEL_BITS = {2: "w2", 3: "w4", 4: "w4", 8: "w8"}
-Field = int | str | list["Field"]
 
 
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """One kernel call of the generated program.
+@dataclass(frozen=True)
+class Candidate:
+    """A way of lowering a node.
 
     Args:
-        node: the node that it computes.
-        kernel: the function's name without the model's prefix: "conv2d_w2".
-        header: the header that declares it.
-        files: files of `kernels/` that it needs, itself included.
-        struct: the C type of its constants.
-        fields: the struct's members in order; a string such as "@bias" stands for one of `arrays`.
-        arrays: constant arrays by a name of their own.
-        scratch: bytes of scratch, 0 where it takes none.
-        inputs_as_array: whether the inputs are handed over as one array of pointers.
+        plan: returns the layer, or None where it does not apply to the node or can't be proved exact.
+        needs: features that the core must have, see `cores.py`.
     """
 
-    node: Node
-    kernel: str
-    header: str
-    files: tuple[str, ...]
-    struct: str
-    fields: list[Field]
-    arrays: Mapping[str, ConstantArray] = field(default_factory=dict)
-    scratch: int = 0
-    inputs_as_array: bool = False
+    plan: Callable[[IntegerGraph, Node], Layer | None]
+    needs: frozenset[str] = frozenset()
 
 
-def lower_node(graph: IntegerGraph, node: Node) -> Layer:
+def lower_node(graph: IntegerGraph, node: Node, core: str = GENERIC) -> Layer:
     """Choose the kernel that computes `node`, and lay out its constants.
+
+    Args:
+        graph: the network.
+        node: one of its nodes.
+        core: what the kernel must run on, a name of `cores.py`.
 
     Raises:
         UnsupportedError: the C target has no kernel for it; names the layer.
     """
-    lower = _LOWERINGS.get(type(node.op))
-    if lower is None:
+    candidates = _LOWERINGS.get(type(node.op))
+    if candidates is None:
         raise UnsupportedError(
             f"the C target has no kernel for {type(node.op).__name__}",
             where=f"layer {node.name}",
@@ -88,7 +84,9 @@ def lower_node(graph: IntegerGraph, node: Node) -> Layer:
             where=f"layer {node.name}",
             remedy="Make the input or the network smaller",
         )
-    return lower(graph, node)
+    plans = (candidate.plan(graph, node) for candidate in candidates if candidate.needs <= FEATURES[core])
+    # The last candidate of each operator runs everywhere and takes everything.
+    return next(layer for layer in plans if layer is not None)
 
 
 def _quantized(node: Node, multipliers: str, shifts: str) -> list[Field]:
@@ -346,20 +344,28 @@ def _height_width_channels(tensor: TensorType) -> tuple[int, int, int]:
     return height, width, channels
 
 
-_LOWERINGS: dict[type, Callable[[IntegerGraph, Node], Layer]] = {
-    Conv2d: _convolution,
-    Linear: _linear,
-    Add: _add,
-    Mul: _mul,
-    Lookup: _lookup,
-    Concat: _concat,
-    Slice: _slice,
-    ChannelShuffle: _channel_shuffle,
-    Upsample: _upsample,
-    MaxPool2d: _pool,
-    AveragePool2d: _pool,
-    Flatten: _flatten,
-    Requantize: _requantize,
+_LOWERINGS: dict[type, tuple[Candidate, ...]] = {
+    Conv2d: (
+        Candidate(depthwise3, frozenset({DSP, FPU})),
+        Candidate(conv8_flat, frozenset({DSP})),
+        Candidate(conv8, frozenset({DSP})),
+        Candidate(ternary_taps, frozenset({DSP, FPU})),
+        Candidate(ternary_outer, frozenset({DSP, FPU})),
+        Candidate(_convolution),
+    ),
+    Linear: (Candidate(_linear),),
+    Add: (Candidate(add_dsp, frozenset({DSP})), Candidate(_add)),
+    Mul: (Candidate(_mul),),
+    Lookup: (Candidate(_lookup),),
+    Concat: (Candidate(_concat),),
+    Slice: (Candidate(_slice),),
+    ChannelShuffle: (Candidate(_channel_shuffle),),
+    Upsample: (Candidate(_upsample),),
+    MaxPool2d: (Candidate(_pool),),
+    AveragePool2d: (Candidate(_pool),),
+    Flatten: (Candidate(_flatten),),
+    Requantize: (Candidate(_requantize),),
 }
+"""By operator, in the order of preference."""
 OPERATORS = frozenset(_LOWERINGS)
 """The operators of the integer graph that have a kernel."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from kdpipe.targets.c.memory_plan import Buffer, MemoryPlan, plan_memory
@@ -60,15 +60,19 @@ def is_view(graph: IntegerGraph, node: Node) -> bool:
     return bool(readers) and all(isinstance(reader.op, Linear) for reader in readers)
 
 
-def assign_storage(graph: IntegerGraph, scratch_sizes: Mapping[str, int]) -> Storage:
+def assign_storage(
+    graph: IntegerGraph, scratch_sizes: Mapping[str, int], in_place: Collection[str] = frozenset()
+) -> Storage:
     """Place every tensor of `graph`.
 
     Args:
         graph: the network.
         scratch_sizes: bytes of scratch by node name; nodes without scratch may be absent.
+        in_place: names of further nodes whose kernel may write over its input.
 
     Returns:
-        Where everything lies. Elementwise operations overwrite an input that nothing reads later.
+        Where everything lies. Elementwise operations and those in `in_place` overwrite an input that nothing reads
+        later.
     """
     views = frozenset(node.name for node in graph.nodes if is_view(graph, node))
     root = {graph.input_name: graph.input_name}
@@ -84,10 +88,14 @@ def assign_storage(graph: IntegerGraph, scratch_sizes: Mapping[str, int]) -> Sto
         if name == root[graph.output_name]:
             place[name] = OUTPUT
             continue
-        reused = _dying_input(node, step, root, last_read, place)
+        may_overwrite = isinstance(node.op, Add | Lookup | Mul | Requantize) or name in in_place
+        reused = _dying_input(node, step, root, last_read, place) if may_overwrite else None
         place[name] = reused or f"tensor {name}"
         size = size_of(node.output.shape)
-        first = lifetimes[place[name]].first if reused else step
+        first = step
+        if reused:
+            first = lifetimes[reused].first
+            size = max(size, lifetimes[reused].size)
         lifetimes[place[name]] = Buffer(place[name], size, first, max(step, last_read.get(name, step)))
     scratch = {}
     for step, node in enumerate(graph.nodes):
@@ -109,9 +117,7 @@ def _last_reads(graph: IntegerGraph, root: Mapping[str, str]) -> dict[str, int]:
 def _dying_input(
     node: Node, step: int, root: Mapping[str, str], last_read: Mapping[str, int], place: Mapping[str, str]
 ) -> str | None:
-    """Return the arena buffer that an elementwise node may overwrite, or None."""
-    if not isinstance(node.op, Add | Mul | Lookup | Requantize):
-        return None
+    """Return the arena buffer of an input that nothing reads after `node`, or None."""
     # The second factor of a Mul may be smaller than the output; everything else has its size.
     for name in node.inputs[:1] if isinstance(node.op, Mul) else node.inputs:
         buffer = place[root[name]]

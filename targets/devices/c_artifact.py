@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdpipe.targets.artifact import read_artifact
+from kdpipe.targets.c.cores import FEATURES, GENERIC, missing_features
 from kdpipe.targets.c.generator import LAYERS_FILE
 from kdpipe.targets.c.packing import to_channels_first, to_channels_last
 from kdpipe.targets.errors import ArtifactError, DeviceError
@@ -63,7 +64,7 @@ class CArtifact:
         return [
             self.directory / "model.c",
             self.directory / "model_weights.c",
-            *sorted((self.directory / "kernels").glob("*.c")),
+            *sorted((self.directory / "kernels").glob("*.[cS]")),
         ]
 
     def definitions(self, *, traced: bool) -> dict[str, str]:
@@ -107,11 +108,12 @@ class CArtifact:
         }
 
 
-def load_c_artifact(directory: Path) -> CArtifact:
-    """Read the C export in `directory`.
+def load_c_artifact(directory: Path, core: str) -> CArtifact:
+    """Read the C export in `directory`, to be run on `core`, a name of `targets/c/cores.py`.
 
     Raises:
-        ArtifactError: it is not one, or a file is missing or unreadable.
+        ArtifactError: it is not one, or a file is missing or unreadable, or it was written for a core that can do
+            what this one can't.
     """
     described = read_artifact(directory)
     if described.target != "c":
@@ -123,9 +125,18 @@ def load_c_artifact(directory: Path) -> CArtifact:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", described.name):
         raise ArtifactError(f"the network's name {described.name!r} is not an identifier", where=str(directory))
     described.sizes(directory)
-    return CArtifact(
-        directory, described.name, described.input.shape, described.output.shape, _load_layers(directory / LAYERS_FILE)
-    )
+    built_for = described.core or GENERIC
+    if built_for not in FEATURES:
+        raise ArtifactError(f"sources for an unknown core, {built_for!r}", where=str(directory))
+    if missing := missing_features(built_for, core):
+        where = "this machine" if core == GENERIC else core
+        raise ArtifactError(
+            f"the sources are for {built_for}, and use what {where} lacks: {', '.join(sorted(missing))}",
+            where=str(directory),
+            remedy=f"Run them on {built_for}, or export with --core {core}",
+        )
+    layers = _load_layers(directory / LAYERS_FILE)
+    return CArtifact(directory, described.name, described.input.shape, described.output.shape, layers)
 
 
 def _load_layers(path: Path) -> tuple[TracedLayer, ...]:

@@ -22,7 +22,7 @@ CORES = {
     "cortex-m3": ("cortex_m3", "M3"),
     "cortex-m4": ("cortex_m4", "M4"),
     "cortex-m7": ("cortex_m7", "M7"),
-    "cortex-m33": ("cortex_m33", "M33"),
+    "cortex-m33": ("cortex_m33+dsp", "M33"),
 }
 """By core, what the compiler and the emulator call it. (Unicorn has no M0+; an M0 runs the same instructions.)"""
 
@@ -70,7 +70,7 @@ class CortexM:
         Flash is code, constants and initial data of the whole firmware, RAM its static data (the arena, the input and
         the output among it) and the stack's high-water mark.
         """
-        sources = load_c_artifact(artifact)
+        sources = load_c_artifact(artifact, self.core)
         packed = sources.pack_inputs(inputs)
         count = len(packed)
         counted = {int(index) for index in np.linspace(0, count - 1, min(count, self.counted_samples))}
@@ -104,7 +104,7 @@ class CortexM:
 
     def trace(self, artifact: Path, inputs: NDArray[np.int8]) -> dict[str, NDArray[np.int8]]:
         """Run a firmware that shows each layer's output; see `Device.trace`. Every tensor but the input is there."""
-        sources = load_c_artifact(artifact)
+        sources = load_c_artifact(artifact, self.core)
         packed = sources.pack_inputs(inputs)
         firmware, machine = self._traced(sources, self.seconds_limit)
         recorded: list[list[NDArray[np.int8]]] = []

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kdpipe.targets.c.cores import GENERIC
 from kdpipe.targets.devices.base import Measurement
 from kdpipe.targets.devices.c_artifact import CArtifact, load_c_artifact
 from kdpipe.targets.devices.c_compiler import compile_c, native_compiler
@@ -60,7 +61,7 @@ class HostC:
         self, artifact: Path, inputs: NDArray[np.int8], progress: Callable[[int, int], None] | None = None
     ) -> Measurement:
         """Run the compiled sources on each of `inputs`; see `Device.measure`."""
-        sources = load_c_artifact(artifact)
+        sources = load_c_artifact(artifact, GENERIC)
         packed = sources.pack_inputs(inputs)
         outputs = np.empty((len(packed), sources.output_size), dtype=np.int8)
         latencies = []
@@ -77,7 +78,7 @@ class HostC:
 
     def trace(self, artifact: Path, inputs: NDArray[np.int8]) -> dict[str, NDArray[np.int8]]:
         """Run sources that show each layer's output; see `Device.trace`. Every tensor but the input is there."""
-        sources = load_c_artifact(artifact)
+        sources = load_c_artifact(artifact, GENERIC)
         packed = sources.pack_inputs(inputs)
         output = np.empty(sources.output_size, dtype=np.int8)
         recorded: list[list[NDArray[np.int8]]] = []

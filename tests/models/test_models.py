@@ -51,6 +51,14 @@ def test_resnet20_has_the_parameters_of_the_paper():
     assert sum(p.numel() for p in network.parameters()) == 269_722
 
 
+def test_ds_cnn_has_the_layers_of_mlperf_tiny():
+    network = MODELS["ds-cnn"].build(input_shape=(1, 49, 10), classes=12, kernel=(10, 4))
+    assert network.features(torch.zeros(1, 1, 49, 10)).shape == (1, 64, 25, 5)
+    convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    # 64 x 10 x 4, and four times 64 x 9 + 64 x 64
+    assert sum(m.weight.numel() for m in convolutions) == 2560 + 4 * (576 + 4096)
+
+
 def test_pad_shortcut_appends_zero_channels():
     network = MODELS["resnet"].build(input_shape=(1, 8, 8), classes=2, depth=8, width=4, shortcut="pad")
     x = torch.randn(1, 4, 8, 8)

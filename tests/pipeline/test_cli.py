@@ -111,6 +111,8 @@ def test_each_command_has_help(kdpipe: Any, tmp_path: Path, command: str) -> Non
         (["export", "onnx", "pipeline.yaml", "-o", "out"], "neither a directory nor an .onnx file"),
         (["export", "onnxx", ".", "-o", "out"], "onnxx"),
         (["validate", ".", "--data", "digits", "--reference", "pipeline.yaml"], "neither a directory nor an .onnx"),
+        (["export", "c", ".", "-o", "out", "--core", "cortex-m44"], "cortex-m44"),
+        (["export", "onnx", ".", "-o", "out", "--core", "cortex-m4"], "onnx is not written for a core"),
         (["validate", "nowhere", "--data", "digits"], "no such directory: nowhere"),
         (["validate", ".", "--data", "mnist"], "'mnist' can't be named alone: it needs folder"),
         (["validate", ".", "--data", "digit"], "no data 'digit'. Did you mean digits?"),

@@ -86,7 +86,7 @@ def test_a_failure_leaves_what_was_there(model: Path, tmp_path: Path, monkeypatc
     (path,) = export_graph(model, "tflite", directory)
     content = path.read_bytes()
 
-    def full_disk(self: Exporter, graph: object, directory: Path) -> list[Path]:
+    def full_disk(self: Exporter, graph: object, directory: Path, core: str) -> list[Path]:
         (directory / "model.tflite").write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
@@ -107,3 +107,13 @@ def test_an_unknown_target_is_refused(model: Path, tmp_path: Path) -> None:
     assert "onxx" not in EXPORTERS
     with pytest.raises(UsageError, match="unknown target"):
         export_graph(model, "onxx", tmp_path / "out")
+
+
+def test_c_is_written_for_a_core(model: Path, tmp_path: Path) -> None:
+    export_graph(model, "c", tmp_path / "m4", "cortex-m4")
+    assert read_artifact(tmp_path / "m4").core == "cortex-m4"
+    with pytest.raises(UsageError, match="Did you mean cortex-m4"):
+        export_graph(model, "c", tmp_path / "other", "cortex-m44")
+    with pytest.raises(UsageError, match="onnx is not written for a core"):
+        export_graph(model, "onnx", tmp_path / "other", "cortex-m4")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m4", "model"]

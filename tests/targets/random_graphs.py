@@ -55,6 +55,7 @@ def random_graph(
     narrow: bool = True,
     depth: int | None = None,
     input_shape: tuple[int, int, int] | None = None,
+    channel_step: int = 1,
 ) -> IntegerGraph:
     """Return a small network that depends on nothing but the arguments.
 
@@ -67,12 +68,14 @@ def random_graph(
         narrow: whether activations may have fewer than 8 bits.
         depth: number of draws for the convolutional part; drawn from 2 to 5 if None.
         input_shape: [C, H, W]; drawn if None.
+        channel_step: what convolutions' output channels are multiples of.
     """
-    return _Builder(seed, weight_bits, narrow).build(seed, rounding, operators, depth, input_shape)
+    return _Builder(seed, weight_bits, narrow, channel_step).build(seed, rounding, operators, depth, input_shape)
 
 
 class _Builder:
-    def __init__(self, seed: int, weight_bits: tuple[int, ...], narrow: bool) -> None:
+    def __init__(self, seed: int, weight_bits: tuple[int, ...], narrow: bool, channel_step: int) -> None:
+        self.channel_step = channel_step
         self.rng = np.random.default_rng(seed)
         self.weight_bits = weight_bits
         self.narrow = narrow
@@ -196,12 +199,12 @@ class _Builder:
         self.add(op, (self.current,), shape, self.quantization(self.reach(weight)))
 
     def conv(self) -> None:
-        self.convolve(self.draw(1, 9), 1)
+        self.convolve(self.draw(1, 9) * self.channel_step, 1)
 
     def grouped(self) -> None:
         if self.shape[0] % 2:
-            self.convolve(4, 1)
-        self.convolve(2 * self.draw(1, 4), 2)
+            self.convolve(4 * self.channel_step, 1)
+        self.convolve(2 * self.draw(1, 4) * self.channel_step, 2)
 
     def depthwise(self) -> None:
         channels = self.shape[0]

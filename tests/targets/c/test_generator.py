@@ -13,7 +13,7 @@ import pytest
 
 from kdpipe.targets.artifact import read_artifact
 from kdpipe.targets.c.generator import arena_bytes, constant_bytes, export, render
-from kdpipe.targets.errors import StorageError, UnsupportedError
+from kdpipe.targets.errors import StorageError, UnsupportedError, UsageError
 from kdpipe.targets.graph import (
     Conv2d,
     Flatten,
@@ -212,3 +212,51 @@ def test_export_into_an_existing_directory_replaces(small: IntegerGraph, tmp_pat
     changed = replace(op, bias=(op.bias + 1).astype(np.int32))
     export(replace(small, nodes=(replace(small.nodes[0], op=changed), *small.nodes[1:])), tmp_path)
     assert (tmp_path / "model_weights.c").read_text() != first
+
+
+def test_sources_for_a_core(
+    chain: Callable[..., IntegerGraph], convolution: Callable[..., Conv2d], c_compiler: str, tmp_path: Path
+) -> None:
+    """They have kernels of their own, and the same network for any core beside them, which the host's test builds."""
+    steps = [
+        ("first", convolution((8, 2, 3, 3), 8, padding=(1, 1, 1, 1)), (8, 5, 5)),
+        ("second", convolution((8, 8, 3, 3), 8, padding=(1, 1, 1, 1)), (8, 5, 5)),
+        ("third", convolution((8, 8, 3, 3), 8, padding=(1, 1, 1, 1)), (8, 5, 5)),
+    ]
+    graph = chain((2, 5, 5), steps, name="tiny", rounding="tflite")
+    written = {path.relative_to(tmp_path).as_posix() for path in export(graph, tmp_path, "cortex-m4")}
+    # Two layers of one shape share their rows.
+    assert {name for name in written if name.endswith(".S")} == {"kernels/conv8_row0.S", "kernels/conv8_row1.S"}
+    assert {"kernels/conv8_w8.c", "kernels/conv8.inc", "portable/model.c", "portable/kernels/conv2d_w8.c"} <= written
+    artifact = read_artifact(tmp_path)
+    assert artifact.core == "cortex-m4"
+    assert not any(name.startswith("portable/") for name in artifact.files)
+    assert "kernels/conv8_row0.S" in artifact.files
+    command = next(line.strip() for line in (tmp_path / "README.md").read_text().splitlines() if "    cc " in line)
+    build, run = command.split(" && ")
+    sources = [part for pattern in build.split()[1:] for part in sorted(map(str, tmp_path.glob(pattern))) or [pattern]]
+    subprocess.run([c_compiler, *sources], cwd=tmp_path, check=True)
+    assert "0 differences" in subprocess.run([run], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("core", ["generic", "cortex-m0plus", "cortex-m3"])
+def test_cores_without_kernels_of_their_own(core: str, small: IntegerGraph, tmp_path: Path) -> None:
+    export(small, tmp_path, core)
+    assert render(small, core)["model.c"] == render(small)["model.c"]
+    assert not (tmp_path / "portable").exists()
+    assert read_artifact(tmp_path).core == core
+
+
+def test_an_unknown_core_is_refused(small: IntegerGraph, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="Did you mean cortex-m4"):
+        export(small, tmp_path / "c", "cortex-m44")
+    assert not (tmp_path / "c").exists()
+
+
+def test_cmake_builds_what_the_compiler_can(small: IntegerGraph, tmp_path: Path, c_compiler: str) -> None:
+    if shutil.which("cmake") is None:
+        pytest.skip("cmake is not installed")
+    export(small, tmp_path, "cortex-m4")
+    for command in (["cmake", "-B", "build"], ["cmake", "--build", "build"], ["ctest", "--test-dir", "build"]):
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr

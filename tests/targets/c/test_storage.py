@@ -119,3 +119,12 @@ def test_a_product_overwrites_its_first_factor_only(chain: Callable[..., Integer
     place = assign_storage(IntegerGraph("net", "input", kind, nodes), {}).place
     assert place["product"] == place["map"] != place["gate"]
     assert place["again"] != place["product"]
+
+
+def test_kernels_that_can_write_over_their_input_do(chain: Callable[..., IntegerGraph]) -> None:
+    pool = MaxPool2d((1, 1), (1, 1))
+    graph = chain((1, 3, 3), [(name, pool, (1, 3, 3)) for name in "abcd"])
+    assert assign_storage(graph, {}).plan.size == 24
+    storage = assign_storage(graph, {}, {"b", "c"})
+    assert storage.place["a"] == storage.place["b"] == storage.place["c"]
+    assert storage.plan.size == 12

@@ -65,7 +65,7 @@ def test_flash_and_ram_are_what_the_elf_says(exported_graph: Exported, random_in
     from elftools.elf.elffile import ELFFile
 
     graph, directory = exported_graph
-    firmware = build_firmware(load_c_artifact(directory), "cortex_m4", tmp_path)
+    firmware = build_firmware(load_c_artifact(directory, "cortex-m4"), "cortex_m4", tmp_path)
     with (tmp_path / "firmware.elf").open("rb") as stream:
         segments = list(ELFFile(stream).iter_segments("PT_LOAD"))
         flash = sum(segment["p_filesz"] for segment in segments)
@@ -88,7 +88,7 @@ def test_counts_equal_single_stepping(exported_graph: Exported, random_inputs: I
     import unicorn
 
     graph, directory = exported_graph
-    artifact = load_c_artifact(directory)
+    artifact = load_c_artifact(directory, "cortex-m4")
     firmware = build_firmware(artifact, "cortex_m0plus", tmp_path)
     machine = UnicornMachine(firmware, "M0", None, instruction_limit=10**9, seconds_limit=60)
     values = artifact.pack_inputs(random_inputs(graph, 1))[0].tobytes()

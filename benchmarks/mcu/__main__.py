@@ -1,0 +1,85 @@
+"""The table of networks in the shapes of MLPerf Tiny on an emulated Cortex-M4: `python benchmarks/mcu`.
+
+Every network is also compared with the integer reference, on the smallest and the largest input and on random ones: a
+row appears only if all outputs are equal to the bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from networks import NETWORKS, make_graph, make_inputs
+
+from kdpipe.targets import reference
+from kdpipe.targets.c.generator import export
+from kdpipe.targets.devices import cortex_m
+from kdpipe.targets.devices.base import Measurement
+
+WIDTHS = {8: "8 bits", 4: "4 bits", 2: "ternary"}
+TARGETS = {
+    ("ResNet-8", 8): (12.5, 17.5, 95, 38),
+    ("ResNet-8", 4): (10.5, 14.5, 56, 38),
+    ("ResNet-8", 2): (7.0, 9.3, 43, 38),
+    ("DS-CNN", 8): (3.2, 4.4, 37, 18),
+    ("DS-CNN", 4): (3.2, 4.4, 27, 18),
+    ("DS-CNN", 2): (2.7, 3.5, 22, 18),
+}
+"""Millions of instructions and of cycles, thousands of bytes of flash and of RAM: what the project set out to reach."""
+
+HEAD = """\
+Emulated Cortex-M4; instructions exact, cycles by the static model of `targets/devices/cycle_model.py` without waiting.
+KB = 1000 bytes. Flash: the whole firmware; RAM: arena, input, output, other data and the stack's high-water mark.
+Weights are drawn at random (seed {seed}) and never trained, those of the first and the last layer have 8 bits;
+activations have 8 bits; rounding single. Every output of {count} inputs equals the integer reference.
+
+| network | weights | sources for | M instructions | M cycles | flash, KB | RAM, KB |
+| --- | --- | --- | --- | --- | --- | --- |"""
+
+
+def measure(name: str, bits: int, core: str, seed: int, samples: int) -> Measurement:
+    """Export, compile, run and compare one network.
+
+    Raises:
+        AssertionError: an output differs from the integer reference.
+    """
+    graph = make_graph(name, bits, seed)
+    inputs = make_inputs(graph, samples, seed)
+    with tempfile.TemporaryDirectory() as directory:
+        export(graph, Path(directory), core)
+        measurement = cortex_m.create("cortex-m4").measure(Path(directory), inputs)
+    np.testing.assert_array_equal(measurement.outputs, reference.run(graph, inputs), err_msg=f"{name}, {bits} bits")
+    return measurement
+
+
+def row(name: str, bits: int, core: str, found: Measurement) -> str:
+    """Return one line of the table."""
+    counts = (found.instructions or 0, found.cycles or 0)
+    sizes = (found.flash_bytes or 0, found.ram_bytes or 0)
+    figures = [f"{count / 1e6:.2f}" for count in counts] + [f"{size / 1000:.1f}" for size in sizes]
+    return f"| {name} | {WIDTHS[bits]} | {core} | {' | '.join(figures)} |"
+
+
+def main(arguments: list[str]) -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(prog="python benchmarks/mcu", description=__doc__)
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and inputs")
+    parser.add_argument("--samples", type=int, default=2, help="random inputs, beside the two extreme ones")
+    parser.add_argument("--cores", nargs="+", default=["generic", "cortex-m4"], help="what to write the sources for")
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    options = parser.parse_args(arguments)
+    print(HEAD.format(seed=options.seed, count=options.samples + 2))
+    for name in options.networks:
+        for bits, width in WIDTHS.items():
+            for core in options.cores:
+                found = measure(name, bits, core, options.seed, options.samples)
+                print(row(name, bits, core, found), flush=True)
+            targets = " | ".join(f"≤ {target:g}" for target in TARGETS[name, bits])
+            print(f"| {name} | {width} | *target* | {targets} |", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

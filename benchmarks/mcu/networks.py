@@ -1,0 +1,51 @@
+"""Networks in the shapes of MLPerf Tiny, as integer graphs that look trained without having been."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from kdpipe.models.registry import MODELS
+from kdpipe.stages.quantization.prepare import QuantizationConfig, input_quantizer, prepare
+from kdpipe.stages.quantization.statistics import estimate_statistics
+from kdpipe.stages.quantization.training import calibrate
+from kdpipe.targets.graph import IntegerGraph
+from kdpipe.targets.lower import lower
+
+NETWORKS = {
+    "ResNet-8": ("resnet", {"depth": 8, "width": 16}, (3, 32, 32), 10),
+    "DS-CNN": ("ds-cnn", {"kernel": (10, 4)}, (1, 49, 10), 12),
+}
+"""By name: the model, its arguments, the input's [C, H, W] and the number of classes."""
+
+_IMAGES = 64
+
+
+def make_graph(name: str, weight_bits: int, seed: int = 0) -> IntegerGraph:
+    """Return a network with weights as drawn at the start of training, quantized and calibrated on noise.
+
+    Batch norms get random scales and offsets, so that the channels differ as those of a trained network do. Weights of
+    the first and the last layer have 8 bits.
+    """
+    model, arguments, shape, classes = NETWORKS[name]
+    torch.manual_seed(seed)
+    network = MODELS[model].build(input_shape=shape, classes=classes, **arguments)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, 0.0, 0.3)
+    prepared = prepare(network, torch.zeros(2, *shape), QuantizationConfig(weight_bits=weight_bits))
+    input_quantizer(prepared).set_range(-2.0, 2.0)
+    images = torch.randn(_IMAGES, *shape).clamp(-2.0, 2.0)
+    calibrate(prepared, images)
+    estimate_statistics(prepared, images)
+    return lower(prepared.eval(), shape, name=name.lower().replace("-", "_"))
+
+
+def make_inputs(graph: IntegerGraph, count: int, seed: int = 0) -> np.ndarray:
+    """Return the smallest and the largest input, and random ones: int8 [2 + count, *shape]."""
+    limits, shape = graph.input.quantization, graph.input.shape
+    generator = np.random.default_rng(seed)
+    extremes = [np.full((1, *shape), value, dtype=np.int8) for value in (limits.qmin, limits.qmax)]
+    drawn = generator.integers(limits.qmin, limits.qmax + 1, (count, *shape)).astype(np.int8)
+    return np.concatenate([*extremes, drawn])

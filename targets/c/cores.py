@@ -1,0 +1,30 @@
+"""The cores that C sources can be written for, and what each of them can compute."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+CoreName = Literal["generic", "cortex-m0plus", "cortex-m3", "cortex-m4", "cortex-m7", "cortex-m33"]
+GENERIC: CoreName = "generic"
+"""Any core with a C99 compiler."""
+
+DSP, FPU = "the DSP extension", "a floating-point unit"
+"""The DSP extension multiplies pairs of 16-bit integers. Of the FPU the kernels use the registers only."""
+
+FEATURES: Mapping[str, frozenset[str]] = {
+    "generic": frozenset(),
+    "cortex-m0plus": frozenset(),
+    "cortex-m3": frozenset(),
+    "cortex-m4": frozenset({DSP, FPU}),
+    "cortex-m7": frozenset({DSP, FPU}),
+    "cortex-m33": frozenset({DSP, FPU}),
+}
+"""By core, what kernels may ask for. A Cortex-M33 can be had without either: this is the one that has both."""
+
+NAMES: tuple[str, ...] = get_args(CoreName)
+
+
+def missing_features(built_for: str, core: str) -> frozenset[str]:
+    """Return what sources written for `built_for` may need and `core` lacks; nothing where they can run."""
+    return FEATURES[built_for] - FEATURES[core]

@@ -1,0 +1,6 @@
+#include "conv8.h"
+#include "dsp.h"
+
+#define KDP_CONV8 KDP(conv8_w4)
+#define KDP_BOXES 1
+#include "conv8_body.h"

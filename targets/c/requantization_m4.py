@@ -1,0 +1,174 @@
+"""Requantization for the DSP extension, proved equal to the graph's.
+
+With rounding `single`, out(acc) = clamp(z + ((acc * m + 2**(n - 1)) >> n)), n = 31 - shift, is a step function of acc
+that never falls: the smallest acc that reaches each output value says all about it. SMMLA and SSAT with one shift k
+for the whole layer, clamp((floor(acc * m' / 2**32) + z * 2**k + 2**(k - 1)) >> k), is one too. So a multiplier m' with
+the same 2**bits - 1 thresholds gives the same output for every acc, and the multipliers that have them are an interval.
+
+Where a channel has no such m', a shift for each channel is exact by itself: for n >= 33 the graph's formula is
+floor(acc * m / 2**32) with the half and the zero point added, shifted by n - 32.
+
+A kernel may hand over `factor` times the accumulator (a power of two that it could not take out for free).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdpipe.targets.fixed_point import INT32_MAX, Rounding
+from kdpipe.targets.graph import Quantization
+
+SHARED_SHIFT, OWN_SHIFT, TFLITE = 0, 1, 2
+"""Forms of requantization, as the kernels' macro REQUANT names them."""
+
+MAX_SHARED_SHIFT = 10
+_OWN_LEFT_SHIFT = 2
+_TRIED_SHIFTS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Requantization:
+    """How a layer's sums become its outputs.
+
+    Args:
+        form: `SHARED_SHIFT`, `OWN_SHIFT` or `TFLITE`.
+        shift: with `SHARED_SHIFT`, the layer's.
+        left: with `OWN_SHIFT`, how far a sum that comes without a factor is first shifted left.
+        parameters: int64 [O, 1] multipliers, or [O, 3] multipliers, starts and shifts.
+    """
+
+    form: int
+    shift: int
+    left: int
+    parameters: NDArray[np.int64]
+
+
+def plan_requantization(
+    multipliers: Sequence[int],
+    shifts: Sequence[int],
+    output: Quantization,
+    rounding: Rounding,
+    factors: Sequence[int],
+    bound: int,
+    forms: tuple[int, ...] = (SHARED_SHIFT, OWN_SHIFT, TFLITE),
+) -> Requantization | None:
+    """Find an exact form, the cheapest first.
+
+    Args:
+        multipliers: as `quantize_multiplier` returns them, one for each channel.
+        shifts: likewise.
+        output: of the layer.
+        rounding: of the graph.
+        factors: by channel, what the kernel's sum is to be divided by: a power of two.
+        bound: the largest |accumulator| of any channel, without its factor.
+        forms: those that the kernel can compute.
+
+    Returns:
+        The form, or None where none is exact; also where the output's range is not the whole of a signed width, which
+        is all that SSAT can clamp to.
+    """
+    bits = output.bits
+    if (output.qmin, output.qmax) != (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) or min(multipliers) == 0:
+        return None
+    if rounding == "tflite":
+        return _tflite(multipliers, shifts, output, bound) if TFLITE in forms else None
+    planned = _shared_shift(multipliers, shifts, output, factors) if SHARED_SHIFT in forms else None
+    if planned is None and OWN_SHIFT in forms:
+        planned = _own_shifts(multipliers, shifts, output, factors, bound)
+    return planned
+
+
+def single_thresholds(multiplier: int, shift: int, output: Quantization) -> list[int]:
+    """Return the smallest accumulator that rounding `single` brings to each of qmin + 1 .. qmax."""
+    right = 31 - shift
+    half = 1 << (right - 1)
+    values = range(output.qmin + 1, output.qmax + 1)
+    return [-((half - ((value - output.zero_point) << right)) // multiplier) for value in values]
+
+
+def shared_shift_thresholds(multiplier: int, shift: int, output: Quantization, factor: int) -> list[int]:
+    """Return the same of SMMLA and SSAT with `shift`, for an accumulator that arrives times `factor`."""
+    return [-(-need // (factor * multiplier)) for need in _needs(shift, output)]
+
+
+def _needs(shift: int, output: Quantization) -> list[int]:
+    """Return what factor * acc * multiplier must reach for each output value.
+
+    (floor(p / 2**32) + z * 2**k + 2**(k - 1)) >> k >= v  <=>  p >= (v - z) * 2**(32 + k) - 2**(31 + k); with k = 0
+    SMMLAR adds the half by itself, and the same holds.
+    """
+    values = range(output.qmin + 1, output.qmax + 1)
+    return [((value - output.zero_point) << (32 + shift)) - (1 << (31 + shift)) for value in values]
+
+
+def _multiplier(thresholds: Sequence[int], shift: int, output: Quantization, factor: int, near: float) -> int | None:
+    """Return the multiplier closest to `near` that has these thresholds, or None."""
+    low, high = 1, INT32_MAX
+    for threshold, need in zip(thresholds, _needs(shift, output), strict=True):
+        reached, missed = threshold * factor, (threshold - 1) * factor
+        # reached * m >= need > missed * m
+        if reached > 0:
+            low = max(low, -(-need // reached))
+        elif reached < 0:
+            high = min(high, -need // -reached)
+        elif need > 0:
+            return None
+        if missed > 0:
+            high = min(high, (need - 1) // missed)
+        elif missed < 0:
+            low = max(low, -((need - 1) // -missed))
+        elif need <= 0:
+            return None
+    return min(max(low, round(near)), high) if low <= high else None
+
+
+def _shared_shift(
+    multipliers: Sequence[int], shifts: Sequence[int], output: Quantization, factors: Sequence[int]
+) -> Requantization | None:
+    reals = [multiplier * 2.0 ** (shift - 31) for multiplier, shift in zip(multipliers, shifts, strict=True)]
+    fitting = [shift for shift in range(MAX_SHARED_SHIFT + 1) if max(reals) * 2.0 ** (32 + shift) < INT32_MAX]
+    wanted = [
+        single_thresholds(multiplier, shift, output) for multiplier, shift in zip(multipliers, shifts, strict=True)
+    ]
+    for shift in sorted(fitting, reverse=True)[:_TRIED_SHIFTS]:
+        found: list[int] = []
+        for thresholds, real, factor in zip(wanted, reals, factors, strict=True):
+            near = real * 2.0 ** (32 + shift)
+            multiplier = _multiplier(thresholds, shift + factor.bit_length() - 1, output, factor, near)
+            if multiplier is None:
+                break
+            found.append(multiplier)
+        else:
+            return Requantization(SHARED_SHIFT, shift, 0, np.array(found, dtype=np.int64)[:, None])
+    return None
+
+
+def _own_shifts(
+    multipliers: Sequence[int], shifts: Sequence[int], output: Quantization, factors: Sequence[int], bound: int
+) -> Requantization | None:
+    rows = []
+    left = max(_OWN_LEFT_SHIFT, 2 + max(shifts))
+    for multiplier, shift, factor in zip(multipliers, shifts, factors, strict=True):
+        right = 31 - shift + (factor.bit_length() - 1 if factor > 1 else left) - 32
+        start = (output.zero_point << right) + (1 << (right - 1)) if right > 0 else 0
+        if not 1 <= right <= 22 or bound >= 1 << (31 - left):
+            return None
+        rows.append((multiplier, start, right))
+    return Requantization(OWN_SHIFT, 0, left, np.array(rows, dtype=np.int64))
+
+
+def _tflite(
+    multipliers: Sequence[int], shifts: Sequence[int], output: Quantization, bound: int
+) -> Requantization | None:
+    """SMMULR of twice the sum rounds as SaturatingRoundingDoublingHighMul, and the division's half is added."""
+    rows = []
+    for multiplier, shift in zip(multipliers, shifts, strict=True):
+        right = -shift
+        if not 1 <= right <= 22 or bound >= 2**30:
+            return None
+        rows.append((multiplier, (output.zero_point << right) + (1 << (right - 1)), right))
+    return Requantization(TFLITE, 0, 0, np.array(rows, dtype=np.int64))

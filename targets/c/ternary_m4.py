@@ -1,0 +1,350 @@
+"""Ternary convolutions by long multiplications: which layers these kernels compute, and with which constants.
+
+One UMLAL is a product of two polynomials in 2**15 whose coefficients are inputs and weights, so it does four or six
+multiplications. Weights are stored as codes w + 1 in {0, 1, 2}, and inputs as unsigned bytes, so that no coefficient is
+negative; what the offsets add is taken off with sums of the inputs. Sums of products share a 64-bit accumulator in
+fields of 15 bits: a schedule, made for the actual weights, takes them out before any could overflow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeGuard
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdpipe.targets.c.convolution_m4 import stays_behind
+from kdpipe.targets.c.layer import Assembly, Field, Layer
+from kdpipe.targets.c.packing import ConstantArray
+from kdpipe.targets.c.packing_m4 import accumulator_ranges
+from kdpipe.targets.c.requantization_m4 import (
+    OWN_SHIFT,
+    SHARED_SHIFT,
+    TFLITE,
+    Requantization,
+    plan_requantization,
+)
+from kdpipe.targets.fixed_point import quantize_multipliers
+from kdpipe.targets.graph import Conv2d, IntegerGraph, Node, Operator, Quantization
+
+FIELD_MAX, TOP_FIELD_MAX = 2**15 - 1, 2**19 - 1
+"""What fits the three lower fields of an accumulator and its last one."""
+
+_FLUSH, _TILE_END, _ROW_END = 1, 2, 4
+_MAX_KERNEL_HEIGHT = 16
+_LINE_WIDTH = 16
+# What the instructions' immediate operands can hold.
+_MAX_OFFSET, _MAX_PAIR_OFFSET = 4095, 1020
+_ALIGNMENT_SLACK = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """When a row kernel takes its sums out.
+
+    Args:
+        flushes: how often for a tile.
+        table: bytes {units, flags}, then a 0.
+    """
+
+    flushes: int
+    table: NDArray[np.uint8]
+
+
+def make_schedule(fields: NDArray[np.int64], limits: NDArray[np.int64], units_in_row: int) -> Schedule:
+    """Take sums out as rarely as their fields allow.
+
+    Args:
+        fields: int64 [O, units, F], the most that a unit of the kernel's loop can add to each field of a channel.
+        limits: int64 [F], what the fields can hold.
+        units_in_row: units of one kernel row.
+    """
+    total = fields.shape[1]
+    sums = np.concatenate([np.zeros_like(fields[:, :1]), fields.cumsum(axis=1)], axis=1)
+    flush, start = set(), 0
+    for end in range(1, total + 1):
+        if (sums[:, end] - sums[:, start] > limits).any():
+            flush.add(end - 1)
+            start = end - 1
+    flush.add(total)
+    table, last = [], 0
+    for end in range(1, total + 1):
+        flags = _FLUSH if end in flush else 0
+        if end == total:
+            flags |= _TILE_END
+        elif end % units_in_row == 0:
+            flags |= _ROW_END
+        if flags or end - last == 255:
+            table += [end - last, flags]
+            last = end
+    return Schedule(len(flush), np.array([*table, 0], dtype=np.uint8))
+
+
+def ternary_taps(graph: IntegerGraph, node: Node) -> Layer | None:
+    """Plan a ternary convolution three taps wide that moves by one column, or return None."""
+    op = node.op
+    if not _is_ternary(op):
+        return None
+    source = graph.tensor(node.inputs[0])
+    channels, _, in_width = source.shape
+    outputs, _, out_width = node.output.shape
+    _, _, kernel_height, kernel_width = op.weight.values.shape
+    left = op.padding[1]
+    columns = out_width + 2 - left
+    if kernel_width != 3 or op.stride[1] != 1 or op.dilation != (1, 1) or left > 1 or columns > in_width + left:
+        return None
+    tiles = -(-min(columns, in_width) // 4)
+    sum_words = max(4 * tiles + 6, out_width + 2)
+    sum_words += sum_words % 2
+    if outputs % 2 or 8 * channels > _MAX_OFFSET or 4 * sum_words > _MAX_OFFSET:
+        return None
+    unit = _unit(channels)
+    codes = op.weight.values.astype(np.int64).transpose(0, 2, 3, 1) + 1
+    largest = source.quantization.qmax + 128
+    steps = codes.transpose(0, 1, 3, 2).reshape(outputs, -1, unit, 3).sum(axis=2)
+    fields = largest * np.stack(
+        [steps[..., 2], steps[..., 1] + steps[..., 2], steps[..., 0] + steps[..., 1], steps[..., 0]], axis=-1
+    )
+    limits = np.array([FIELD_MAX, FIELD_MAX, FIELD_MAX, TOP_FIELD_MAX])
+    schedule = make_schedule(fields, limits, channels // unit)
+    requantization = _requantization(graph, node)
+    if requantization is None:
+        return None
+    offset = source.quantization.zero_point + 128
+    bias = _bias(op, offset)
+    outside = [
+        offset * codes[:, :, 0].reshape(outputs, -1).sum(axis=1) * left,
+        offset * codes[:, :, 2].reshape(outputs, -1).sum(axis=1) * int(columns > 4 * tiles),
+    ]
+    parameters = np.concatenate(
+        [value.reshape(-1, 2) for value in (bias, *outside)]
+        + [_factors(requantization, node.output.quantization).reshape(-1, 6)],
+        axis=1,
+    )
+    ring = kernel_height * tiles * (2 * channels + 4)
+    return _layer(
+        graph,
+        node,
+        kernel="ternary_taps",
+        template="ternary_taps.inc",
+        line_width=0,
+        ring_taps=(1, 0),
+        tiles=tiles,
+        sum_words=sum_words,
+        left_shift=requantization.left,
+        words=pack_taps(codes),
+        groups=outputs // 2,
+        parameters=parameters,
+        schedule=schedule,
+        scratch=4 * (ring + out_width + 2 * sum_words),
+        constants={
+            "TILES": tiles,
+            "X_TILE": 8 * channels,
+            "SUM_BYTES": 4 * sum_words,
+            "UNIT_WORDS": unit // 2,
+        },
+    )
+
+
+def ternary_outer(graph: IntegerGraph, node: Node) -> Layer | None:
+    """Plan a ternary convolution of any kernel, or return None."""
+    op = node.op
+    if not _is_ternary(op):
+        return None
+    source, output = graph.tensor(node.inputs[0]), node.output.quantization
+    channels = source.shape[0]
+    outputs, out_height, out_width = node.output.shape
+    _, _, kernel_height, kernel_width = op.weight.values.shape
+    is_line = (kernel_height, kernel_width) == op.stride == (1, 1) and op.padding == (0, 0, 0, 0)
+    width = min(_LINE_WIDTH, out_height * out_width) if is_line else out_width
+    tiles = -(-width // 4)
+    steps = kernel_width * channels
+    if outputs % 4 or 8 * steps > _MAX_OFFSET or 4 * outputs > _MAX_OFFSET or 16 * tiles + 8 > _MAX_PAIR_OFFSET:
+        return None
+    unit = _unit(steps)
+    codes = (op.weight.values.astype(np.int64).transpose(0, 2, 3, 1) + 1).reshape(outputs, kernel_height, steps)
+    largest = source.quantization.qmax + 128
+    fields = largest * codes.reshape(outputs, -1, unit).sum(axis=2)[..., None]
+    schedule = make_schedule(fields, np.array([FIELD_MAX]), steps // unit)
+    requantization = _requantization(graph, node)
+    if requantization is None:
+        return None
+    offset = source.quantization.zero_point + 128
+    bias = _bias(op, offset)
+    # Fused, accumulators start from `start` less the window's sum: a field never leaves [0, start + what +1 adds].
+    start = largest * kernel_height * steps
+    highest = start + largest * int((codes == 2).sum(axis=(1, 2)).max())
+    fused = schedule.flushes == 1 and highest <= FIELD_MAX
+    if fused:
+        # The sum is shifted left as it is added to the bias.
+        left = 1 if requantization.form == TFLITE else requantization.left
+        parameters = np.concatenate([(bias - start)[:, None] << left, requantization.parameters], axis=1)
+    else:
+        parameters = np.concatenate([bias[:, None], _factors(requantization, output)], axis=1)
+    constants: dict[str, int | str] = {
+        "TILES": tiles,
+        "X_TILE": 8 * steps,
+        "UNIT_WORDS": unit // 4,
+        "ADD_SUMS": int(schedule.flushes > 1),
+        "FUSED": int(fused),
+    }
+    if fused:
+        constants |= {
+            "COUT": outputs,
+            "BITS": output.bits,
+            "REQUANT": requantization.form,
+        }
+        if requantization.form == SHARED_SHIFT:
+            constants |= {"SHIFT": requantization.shift, "ZERO_POINT": f"({output.zero_point})"}
+        elif requantization.form == OWN_SHIFT:
+            constants["LEFT"] = requantization.left
+    ring = ((kernel_height - 1) * op.dilation[0] + 1) * tiles * (2 * steps + 4)
+    return _layer(
+        graph,
+        node,
+        kernel="ternary_fused" if fused else "ternary_outer",
+        template="ternary_outer.inc",
+        line_width=width if is_line else 0,
+        ring_taps=(kernel_width, op.padding[1]),
+        tiles=tiles,
+        sum_words=4 * parameters.shape[1] if fused else 4 * tiles,
+        left_shift=requantization.left,
+        words=pack_outer(codes),
+        groups=outputs // 4,
+        parameters=parameters,
+        schedule=schedule,
+        scratch=4 * ring + (16 * tiles + 4 * outputs if fused else 80 * tiles),
+        constants=constants,
+        adds_sums=schedule.flushes > 1,
+        start=start,
+    )
+
+
+def pack_taps(codes: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """Lay out codes [O, KH, 3, I] in words of 2 channels by 2 inputs: [O / 2][KH][I / 2]."""
+    products = codes[:, :, 2] | codes[:, :, 1] << 15 | codes[:, :, 0] << 30
+    outputs, height, inputs = products.shape
+    quads = products.reshape(outputs // 2, 2, height, inputs // 2, 2)
+    words = sum(_rotate(quads[:, o, :, :, i], 8 * i + 4 * o) for i in range(2) for o in range(2))
+    return np.asarray(words).astype(np.uint32).reshape(-1)
+
+
+def pack_outer(codes: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """Lay out codes [O, KH, steps] in words of 4 channels by 4 inputs, 2 bits each: [O / 4][KH][steps / 4]."""
+    outputs, height, steps = codes.shape
+    blocks = codes.reshape(outputs // 4, 2, 2, height, steps // 4, 4)
+    products = blocks[:, :, 0] | blocks[:, :, 1] << 30
+    words = sum(_rotate(products[:, pair, :, :, i], 8 * i + 4 * pair) for i in range(4) for pair in range(2))
+    return np.asarray(words).astype(np.uint32).reshape(-1)
+
+
+def _rotate(words: NDArray[np.int64], left: int) -> NDArray[np.int64]:
+    rotated: NDArray[np.int64] = (words << left | words >> (32 - left)) & 0xFFFFFFFF
+    return rotated
+
+
+def _is_ternary(op: Operator) -> TypeGuard[Conv2d]:
+    return (
+        isinstance(op, Conv2d)
+        and op.groups == 1
+        and op.weight.bits == 2
+        and op.weight.values.shape[1] % 4 == 0
+        and op.weight.values.shape[2] <= _MAX_KERNEL_HEIGHT
+    )
+
+
+def _unit(steps: int) -> int:
+    """Return how many inputs the kernel's loop takes at a time."""
+    return next(unit for unit in (16, 8, 4) if steps % unit == 0)
+
+
+def _bias(op: Conv2d, offset: int) -> NDArray[np.int64]:
+    rows = op.weight.values.astype(np.int64).reshape(len(op.weight.values), -1)
+    bias: NDArray[np.int64] = op.bias.astype(np.int64) - offset * rows.sum(axis=1)
+    return bias
+
+
+def _requantization(graph: IntegerGraph, node: Node) -> Requantization | None:
+    op, source, output = node.op, graph.tensor(node.inputs[0]).quantization, node.output.quantization
+    assert isinstance(op, Conv2d)  # noqa: S101 - narrows the type
+    multipliers, shifts = quantize_multipliers(source.scale * op.weight.scales.astype(np.float64) / output.scale)
+    smallest, largest = accumulator_ranges(op, source)
+    bound = int(max(abs(smallest).max(), abs(largest).max()))
+    if output.bits != 8:
+        return None
+    for forms in ((SHARED_SHIFT, TFLITE), (OWN_SHIFT,)):
+        found = plan_requantization(
+            multipliers.tolist(), shifts.tolist(), output, graph.rounding, [1] * len(multipliers), bound, forms
+        )
+        # SMMLA and a shift of 0 would not round.
+        if found is not None and not (found.form == SHARED_SHIFT and found.shift == 0):
+            return found
+    return None
+
+
+def _factors(requantization: Requantization, output: Quantization) -> NDArray[np.int64]:
+    """Return a multiplier, a start and a shift for each channel, int64 [O, 3]."""
+    if requantization.form != SHARED_SHIFT:
+        return requantization.parameters
+    shift = requantization.shift
+    start = (output.zero_point << shift) + (1 << (shift - 1))
+    multipliers = requantization.parameters[:, 0]
+    return np.stack([multipliers, np.full_like(multipliers, start), np.full_like(multipliers, shift)], axis=1)
+
+
+def _layer(
+    graph: IntegerGraph,
+    node: Node,
+    *,
+    kernel: str,
+    template: str,
+    line_width: int,
+    ring_taps: tuple[int, int],
+    tiles: int,
+    sum_words: int,
+    left_shift: int,
+    words: NDArray[np.uint32],
+    groups: int,
+    parameters: NDArray[np.int64],
+    schedule: Schedule,
+    scratch: int,
+    constants: dict[str, int | str],
+    adds_sums: bool = True,
+    start: int = 0,
+) -> Layer:
+    op, source = node.op, graph.tensor(node.inputs[0])
+    assert isinstance(op, Conv2d)  # noqa: S101
+    channels, height, width = source.shape
+    outputs, out_height, out_width = node.output.shape
+    in_positions, out_positions = height * width, out_height * out_width
+    if line_width:
+        # Positions are one line, which may be cut into rows of any length.
+        width = out_width = line_width
+        height = -(-out_positions // line_width)
+    fields: list[Field] = [
+        *(height, width, channels, in_positions, out_width, out_positions, outputs),
+        *(op.weight.values.shape[2], *op.stride, *op.padding[:2], *op.dilation),
+        source.quantization.zero_point,
+        *(*ring_taps, tiles, words.size // groups, sum_words),
+        *(int(adds_sums), left_shift, start),
+        *("@weights", "@parameters", "@schedule", "@row"),
+    ]
+    return Layer(
+        node=node,
+        kernel=kernel,
+        header="ternary.h",
+        files=tuple(f"cortex_m4/{name}" for name in (f"{kernel}.c", "ternary_ring.c", "ternary.h", "dsp.h", template)),
+        struct="kdp_ternary",
+        fields=fields,
+        arrays={
+            "weights": ConstantArray("uint32_t", words),
+            "parameters": ConstantArray(
+                "int32_t", (parameters.reshape(-1) & 0xFFFFFFFF).astype(np.uint32).view(np.int32)
+            ),
+            "schedule": ConstantArray("uint8_t", schedule.table),
+        },
+        scratch=scratch + _ALIGNMENT_SLACK,
+        in_place=stays_behind(graph, node, line_width),
+        assembly=Assembly(f"cortex_m4/{template}", f"{kernel}_row", "void", tuple(sorted(constants.items()))),
+    )

@@ -1,0 +1,236 @@
+"""The kernels for the DSP extension on an emulated core, against the integer reference, to the bit."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from kdpipe.targets import reference
+from kdpipe.targets.c.generator import export
+from kdpipe.targets.c.layers import lower_node
+from kdpipe.targets.devices import c_compiler, cortex_m, host_c
+from kdpipe.targets.errors import ArtifactError
+from kdpipe.targets.graph import (
+    Conv2d,
+    IntegerGraph,
+    Node,
+    Quantization,
+    TensorType,
+    Weight,
+    convolution_output_size,
+)
+
+for package in ("unicorn", "ziglang", "elftools", "capstone"):
+    pytest.importorskip(package)
+
+STRING_H = Path(cortex_m.__file__).parent / "firmware_sources" / "include"
+
+
+def check(graph: IntegerGraph, inputs: NDArray[np.int8], directory: Path, core: str = "cortex-m4") -> None:
+    limits = graph.input.quantization
+    extremes = [np.full((1, *graph.input.shape), value, dtype=np.int8) for value in (limits.qmin, limits.qmax)]
+    inputs = np.concatenate([inputs, *extremes])
+    export(graph, directory, core)
+    traced = cortex_m.create(core).trace(directory, inputs)
+    for name, expected in reference.run_all(graph, inputs).items():
+        if name in traced:
+            np.testing.assert_array_equal(traced[name], expected, err_msg=f"{graph.name}, layer {name}")
+
+
+def convolutions(
+    seed: int,
+    bits: int,
+    rounding: str,
+    cases: list[tuple[int, tuple[int, int], dict[str, object]]],
+    spread: float = 0.3,
+) -> IntegerGraph:
+    """A chain of convolutions on 13x11 maps, outputs scaled to fill their range.
+
+    Args:
+        seed: of the weights.
+        bits: of the weights.
+        rounding: of the graph.
+        cases: output channels (0: as many groups as inputs), kernel, and Conv2d's arguments.
+        spread: of the channels' scales.
+    """
+    rng = np.random.default_rng(seed)
+    shape, source = (cases[0][2].pop("inputs"), 13, 11), Quantization(0.0625, int(rng.integers(-128, 100)))
+    nodes: list[Node] = []
+    known = TensorType(shape, source)
+    for index, (outputs, kernel, options) in enumerate(cases):
+        channels, height, width = known.shape
+        groups = 1 if outputs else channels
+        limit = 2 ** (bits - 1) - 1
+        values = rng.integers(-limit, limit + 1, (outputs or channels, channels // groups, *kernel)).astype(np.int8)
+        deviation = max(float(values.std()), 0.5) * 75 * np.sqrt(values[0].size)
+        scales = (np.exp(rng.normal(0, spread, len(values))) * 45 / deviation).astype(np.float32)
+        bias = rng.integers(-int(deviation), int(deviation) + 1, len(values)).astype(np.int32)
+        op = Conv2d(Weight(values, scales, bits), bias, groups=groups, **options)  # type: ignore[arg-type]
+        top, left, bottom, right = op.padding
+        size = (
+            convolution_output_size(height, kernel[0], op.stride[0], top, bottom, op.dilation[0]),
+            convolution_output_size(width, kernel[1], op.stride[1], left, right, op.dilation[1]),
+        )
+        output = Quantization(0.0625, -128 if index % 2 else int(rng.integers(-128, 128)))
+        nodes.append(
+            Node(f"conv{index}", op, (nodes[-1].name if nodes else "input",), TensorType((len(values), *size), output))
+        )
+        known = nodes[-1].output
+    # The scales above are for steps of 1.
+    return IntegerGraph("net", "input", TensorType(shape, source), tuple(nodes), rounding)  # type: ignore[arg-type]
+
+
+SAME = {"padding": (1, 1, 1, 1)}
+QUADS = [
+    (8, (3, 3), {"inputs": 6, **SAME}),
+    (12, (3, 3), {"padding": (0, 0, 1, 1), "stride": (2, 2)}),
+    (8, (1, 1), {}),
+    (4, (3, 2), {"padding": (2, 1, 0, 2), "dilation": (2, 1), "stride": (1, 2)}),
+    (8, (1, 1), {"stride": (1, 2)}),
+]
+FLAT = [(8, (5, 4), {"inputs": 1, "stride": (2, 1), "padding": (1, 2, 2, 1)})]
+FLAT_COLOURS = [(4, (3, 3), {"inputs": 3, "stride": (1, 2), "padding": (1, 0, 1, 1)})]
+TERNARY = [
+    (8, (3, 3), {"inputs": 4, **SAME}),
+    (16, (3, 3), {}),
+    (16, (1, 1), {}),
+    (12, (3, 3), {"padding": (0, 0, 1, 1), "stride": (2, 2)}),
+    (6, (3, 3), SAME),
+]
+TERNARY_ODD = [
+    (16, (1, 1), {"inputs": 20, "stride": (2, 2)}),
+    (32, (3, 3), SAME),
+    (4, (3, 3), {"padding": (2, 1, 0, 1)}),
+    (8, (2, 3), {"padding": (1, 2, 1, 2), "dilation": (2, 2)}),
+]
+DEPTHWISE = [
+    (0, (3, 3), {"inputs": 8, **SAME}),
+    (0, (3, 3), {"stride": (2, 2), "padding": (0, 0, 1, 1)}),
+    (0, (3, 3), {}),
+]
+
+GRAPHS = {
+    "8 bits": (8, QUADS, {"conv8_w8"}),
+    "4 bits": (4, QUADS, {"conv8_w4"}),
+    "3 bits": (3, QUADS, {"conv8_w4"}),
+    "grey": (8, FLAT, {"conv8_flat"}),
+    "colours": (8, FLAT_COLOURS, {"conv8_flat"}),
+    "ternary": (2, TERNARY, {"ternary_taps", "ternary_fused", "ternary_outer"}),
+    "ternary odd": (2, TERNARY_ODD, {"ternary_taps", "ternary_fused", "ternary_outer"}),
+    "depthwise": (8, DEPTHWISE, {"depthwise3"}),
+    "ternary depthwise": (2, DEPTHWISE, {"depthwise3"}),
+}
+
+
+@pytest.mark.parametrize("rounding", ["single", "tflite"])
+@pytest.mark.parametrize("kind", GRAPHS)
+def test_kernels(kind: str, rounding: str, random_inputs: Callable[..., NDArray[np.int8]], tmp_path: Path) -> None:
+    bits, cases, kernels = GRAPHS[kind]
+    graph = convolutions(len(kind), bits, rounding, [(o, k, dict(options)) for o, k, options in cases])
+    used = {lower_node(graph, node, "cortex-m4").kernel for node in graph.nodes}
+    # Without an exact form for the fused rows, the others take their layers.
+    assert used <= kernels
+    check(graph, random_inputs(graph, 3), tmp_path)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_channels_of_different_scale(bits: int, random_inputs: Callable[..., NDArray[np.int8]], tmp_path: Path) -> None:
+    """Where no shift suits all channels, each gets its own."""
+    cases = TERNARY if bits == 2 else QUADS
+    graph = convolutions(5, bits, "single", [(o, k, dict(options)) for o, k, options in cases], spread=1.5)
+    check(graph, random_inputs(graph, 3), tmp_path)
+
+
+@pytest.mark.parametrize("seed", range(200, 206))
+def test_random_graphs(
+    seed: int,
+    random_graph: Callable[..., IntegerGraph],
+    random_inputs: Callable[..., NDArray[np.int8]],
+    tmp_path: Path,
+) -> None:
+    graph = random_graph(seed, rounding=("single", "tflite")[seed % 2], channel_step=4, depth=4)
+    check(graph, random_inputs(graph, 3), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1000, 1040))
+def test_many_random_graphs(
+    seed: int,
+    random_graph: Callable[..., IntegerGraph],
+    random_inputs: Callable[..., NDArray[np.int8]],
+    tmp_path: Path,
+) -> None:
+    graph = random_graph(seed, rounding=("single", "tflite")[seed % 2], channel_step=4, narrow=seed % 4 < 2)
+    check(graph, random_inputs(graph, 3), tmp_path, ("cortex-m4", "cortex-m7", "cortex-m33")[seed % 3])
+
+
+@pytest.mark.parametrize("core", ["cortex-m7", "cortex-m33"])
+def test_other_cores(core: str, random_inputs: Callable[..., NDArray[np.int8]], tmp_path: Path) -> None:
+    graph = convolutions(1, 2, "single", [(o, k, dict(options)) for o, k, options in TERNARY])
+    check(graph, random_inputs(graph, 2), tmp_path, core)
+
+
+@pytest.mark.parametrize(("bits", "channel", "limit"), [(8, 1, 2**23), (4, 3, 2**19), (4, 2, 2**23)])
+def test_sums_that_leave_their_place_go_to_the_kernel_for_any_core(
+    bits: int, channel: int, limit: int, random_inputs: Callable[..., NDArray[np.int8]], tmp_path: Path
+) -> None:
+    graph = convolutions(2, bits, "single", [(8, (3, 3), {"inputs": 8, **SAME})])
+    node = graph.nodes[0]
+    assert lower_node(graph, node, "cortex-m4").kernel == f"conv8_w{bits}"
+    bias = node.op.bias.copy()
+    bias[channel] = limit
+    scales = node.op.weight.scales.copy()
+    scales[channel] = 0.0625 * 100 / 0.0625 / limit
+    op = replace(node.op, weight=replace(node.op.weight, scales=scales), bias=bias)
+    graph = replace(graph, nodes=(replace(node, op=op),))
+    assert lower_node(graph, graph.nodes[0], "cortex-m4").kernel == f"conv2d_w{bits}"
+    check(graph, random_inputs(graph, 3), tmp_path)
+
+
+@pytest.mark.parametrize("value", [-1, 1])
+def test_fields_at_their_limit_are_taken_out_in_time(
+    value: int, random_inputs: Callable[..., NDArray[np.int8]], tmp_path: Path
+) -> None:
+    """All weights 1 and all inputs 127 fill the fields as fast as anything can."""
+    graph = convolutions(3, 2, "single", [(4, (3, 3), {"inputs": 64, **SAME}), (8, (5, 5), {"padding": (2, 2, 2, 2)})])
+    nodes = []
+    for node in graph.nodes:
+        values = np.full_like(node.op.weight.values, value)
+        scales = (0.5 / np.full(len(values), values[0].size)).astype(np.float32)
+        weight = replace(node.op.weight, values=values, scales=scales)
+        nodes.append(replace(node, op=replace(node.op, weight=weight)))
+    graph = replace(graph, nodes=tuple(nodes))
+    layer = lower_node(graph, graph.nodes[0], "cortex-m4")
+    assert layer.kernel == "ternary_taps"
+    flushes = int((layer.arrays["schedule"].values[1::2] & 1).sum())
+    assert flushes == (6 if value == 1 else 1)
+    check(graph, random_inputs(graph, 2), tmp_path)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_sources_compile_without_warnings(bits: int, tmp_path: Path) -> None:
+    cases = TERNARY if bits == 2 else QUADS
+    for number, kind in enumerate((cases, DEPTHWISE, FLAT)):
+        directory = tmp_path / str(number)
+        graph = convolutions(1, bits, "single", [(o, k, dict(options)) for o, k, options in kind])
+        export(graph, directory, "cortex-m4")
+        names = ["model.c", "model_weights.c", *(f"kernels/{path.name}" for path in directory.glob("kernels/*.[cS]"))]
+        target = ["-target", "thumb-freestanding-eabi", "-mcpu=cortex_m4", "-I.", "-I", str(STRING_H)]
+        strict = ["-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
+        c_compiler.compile_c([*c_compiler.zig_compiler(), *target, *strict, "-c", *names], directory)
+
+
+@pytest.mark.parametrize("core", ["cortex-m0plus", "cortex-m3", "host"])
+def test_devices_that_lack_what_the_sources_use_refuse_them(
+    core: str, random_inputs: Callable[..., NDArray[np.int8]], tmp_path: Path
+) -> None:
+    graph = convolutions(1, 2, "single", [(4, (3, 3), {"inputs": 4})])
+    export(graph, tmp_path, "cortex-m4")
+    device = host_c.create() if core == "host" else cortex_m.create(core)
+    with pytest.raises(ArtifactError, match="the sources are for cortex-m4") as caught:
+        device.measure(tmp_path, random_inputs(graph, 1))
+    assert "the DSP extension" in caught.value.message
+    assert caught.value.remedy is not None
