@@ -333,8 +333,8 @@ class Reader:
         elif isinstance(real.what, Function):
             tensor = self.add(first_name, Lookup(real.what.name), (real.what.tensor,), shape, quantization)
         elif isinstance(real.what, Joined):
-            inputs = self.aligned(real.what.tensors, first_name, quantization)
-            tensor = self.add(first_name, Concat(), inputs, shape, quantization)
+            aligned = self.aligned(real.what.tensors, first_name, quantization)
+            tensor = self.add(first_name, Concat(), aligned, shape, quantization)
         else:
             tensor = real.what.tensor
             if not self._is_within(self.types[tensor].quantization, quantization):
