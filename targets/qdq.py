@@ -28,7 +28,10 @@ from kdpipe.targets.errors import ArtifactError, GraphError, KdpipeError, Unsupp
 from kdpipe.targets.fixed_point import Rounding
 from kdpipe.targets.graph import (
     Add,
+    Concat,
     IntegerGraph,
+    Lookup,
+    Mul,
     Node,
     Normalization,
     Operator,
@@ -39,7 +42,19 @@ from kdpipe.targets.graph import (
 from kdpipe.targets.onnx import STORED_SUFFIX
 from kdpipe.targets.qdq_file import MAX_ELEMENTS, Constant, FileNode, OnnxFile, read_onnx
 from kdpipe.targets.qdq_operators import OPERATORS, refuse_operator
-from kdpipe.targets.qdq_values import RANGES, Accumulation, Exact, Real, Steps, Stored, Sum, Value
+from kdpipe.targets.qdq_values import (
+    RANGES,
+    Accumulation,
+    Exact,
+    Function,
+    Joined,
+    Product,
+    Real,
+    Steps,
+    Stored,
+    Sum,
+    Value,
+)
 
 DEFAULT_ROUNDING: Rounding = "single"
 """The nearer one to runtimes that requantize in floating point."""
@@ -312,6 +327,14 @@ class Reader:
         elif isinstance(real.what, Sum):
             inputs = (real.what.first, real.what.second)
             tensor = self.add(first_name, Add(), inputs, shape, quantization)
+        elif isinstance(real.what, Product):
+            inputs = (real.what.first, real.what.second)
+            tensor = self.add(first_name, Mul(), inputs, shape, quantization)
+        elif isinstance(real.what, Function):
+            tensor = self.add(first_name, Lookup(real.what.name), (real.what.tensor,), shape, quantization)
+        elif isinstance(real.what, Joined):
+            aligned = self.aligned(real.what.tensors, first_name, quantization)
+            tensor = self.add(first_name, Concat(), aligned, shape, quantization)
         else:
             tensor = real.what.tensor
             if not self._is_within(self.types[tensor].quantization, quantization):
@@ -324,6 +347,16 @@ class Reader:
         if real.factors is not None:
             self.factors[tensor] = real.factors
         return Stored(tensor, kind)
+
+    def aligned(self, tensors: tuple[str, ...], name: str, quantization: Quantization) -> tuple[str, ...]:
+        """Return `tensors` with one quantization, which is what a Concat called `name` takes."""
+        found = []
+        for index, tensor in enumerate(tensors):
+            known = self.types[tensor]
+            if known.quantization != quantization:
+                tensor = self.add(f"{name}.input{index}", Requantize(), (tensor,), known.shape, quantization)
+            found.append(tensor)
+        return tuple(found)
 
     @staticmethod
     def _is_within(inner: Quantization, outer: Quantization) -> bool:

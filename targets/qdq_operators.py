@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 
 from kdpipe.targets.errors import GraphError, UnsupportedError
 from kdpipe.targets.graph import Quantization
+from kdpipe.targets.qdq_elements import channel_slice, concatenation, function, product, reshape, resize, split
 from kdpipe.targets.qdq_file import Constant, FileNode
 from kdpipe.targets.qdq_layers import channel_line, convolution, linear
-from kdpipe.targets.qdq_pools import average_pool, flatten, global_average_pool, max_pool, reduce_mean, reshape
+from kdpipe.targets.qdq_pools import average_pool, flatten, global_average_pool, max_pool, reduce_mean
 from kdpipe.targets.qdq_values import (
     RANGES,
     Dequantized,
+    Grouped,
     Real,
     Steps,
     Stored,
@@ -194,6 +196,8 @@ def _constant(reader: Reader, node: FileNode) -> Value:
 
 def _transpose(reader: Reader, node: FileNode) -> Value:
     source = reader.value(node, 0)
+    if isinstance(source, Grouped) and node.integers("perm", (0,) * 5) == (0, 2, 1, 3, 4):
+        return replace(source, is_swapped=not source.is_swapped)
     if not isinstance(source, Constant | Dequantized):
         raise UnsupportedError(
             "transposes an activation", remedy="Export the network channels first: inputs [N, C, H, W]"
@@ -239,7 +243,7 @@ def _multiply(reader: Reader, node: FileNode) -> Value:
         constant = _constant_numbers(reader.value(node, 1 - index))
         if constant is not None:
             return channel_line(reader, node, reader.real(node, index), gain=constant)
-    refuse_operator("Mul of two activations")
+    return product(reader, node)
 
 
 def _divide(reader: Reader, node: FileNode) -> Value:
@@ -266,6 +270,7 @@ OPERATORS: dict[str, Callable[[Reader, FileNode], Value | None]] = {
     "BatchNormalization": _batch_normalization,
     "Cast": _cast,
     "Clip": _clip,
+    "Concat": concatenation,
     "Constant": _constant,
     "Conv": convolution,
     "DequantizeLinear": _dequantize_linear,
@@ -274,6 +279,8 @@ OPERATORS: dict[str, Callable[[Reader, FileNode], Value | None]] = {
     "Flatten": flatten,
     "Gemm": linear,
     "GlobalAveragePool": global_average_pool,
+    "HardSigmoid": function,
+    "HardSwish": function,
     "Identity": _identity,
     "MatMul": linear,
     "MaxPool": max_pool,
@@ -282,6 +289,10 @@ OPERATORS: dict[str, Callable[[Reader, FileNode], Value | None]] = {
     "ReduceMean": reduce_mean,
     "Relu": _relu,
     "Reshape": reshape,
+    "Resize": resize,
+    "Sigmoid": function,
+    "Slice": channel_slice,
+    "Split": split,
     "Squeeze": flatten,
     "Sub": _subtract,
     "Sum": _add,

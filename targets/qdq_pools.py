@@ -16,7 +16,7 @@ from kdpipe.targets.errors import UnsupportedError
 from kdpipe.targets.graph import AveragePool2d, Flatten, MaxPool2d, Padding, Pair, Weight
 from kdpipe.targets.qdq_file import Constant, FileNode
 from kdpipe.targets.qdq_layers import convolved_shape, positive_pair, window_padding
-from kdpipe.targets.qdq_values import Accumulation, Exact, Real, Stored
+from kdpipe.targets.qdq_values import Accumulation, Exact, Real, Rearrangement, Stored
 
 if TYPE_CHECKING:
     from kdpipe.targets.qdq import Reader
@@ -34,12 +34,17 @@ def max_pool(reader: Reader, node: FileNode) -> Real | Stored:
     if node.integer("ceil_mode", 0):
         padding = _whole_windows((shape[1], shape[2]), kernel, stride, padding)
     output = convolved_shape(shape, shape[0], kernel, stride, padding)
-    return _rearranged(reader, node, MaxPool2d(kernel, stride, padding), output)
+    return rearranged(reader, node, MaxPool2d(kernel, stride, padding), output)
+
+
+def shape_of(reader: Reader, node: FileNode, index: int = 0) -> tuple[int, ...]:
+    """Return the shape, without the batch, of an activation that `node` reads, stored or real."""
+    value = reader.value(node, index)
+    return reader.types[value.tensor].shape if isinstance(value, Stored) else reader.real(node, index).shape
 
 
 def _image_shape(reader: Reader, node: FileNode) -> tuple[int, ...]:
-    value = reader.value(node, 0)
-    shape = reader.types[value.tensor].shape if isinstance(value, Stored) else reader.real(node).shape
+    shape = shape_of(reader, node)
     if len(shape) != 3:
         raise UnsupportedError(f"pools a tensor of {shape}", remedy="Use images, [N, C, H, W]")
     return shape
@@ -57,7 +62,7 @@ def _whole_windows(size: Pair, kernel: Pair, stride: Pair, padding: Padding) -> 
     return (top, left, ends[0], ends[1])
 
 
-def _rearranged(reader: Reader, node: FileNode, op: MaxPool2d | Flatten, output: tuple[int, ...]) -> Real | Stored:
+def rearranged(reader: Reader, node: FileNode, op: Rearrangement, output: tuple[int, ...]) -> Real | Stored:
     """Apply an operator that chooses or moves elements."""
     value = reader.value(node, 0)
     if isinstance(value, Stored):
@@ -76,40 +81,22 @@ def _rearranged(reader: Reader, node: FileNode, op: MaxPool2d | Flatten, output:
 
 def flatten(reader: Reader, node: FileNode) -> Real | Stored:
     """Read a Flatten from the first axis on, or a Squeeze of [C, 1, 1]."""
-    value = reader.value(node, 0)
-    shape = reader.types[value.tensor].shape if isinstance(value, Stored) else reader.real(node).shape
+    shape = shape_of(reader, node)
     if node.op == "Flatten" and node.integer("axis", 1) % (1 + len(shape)) != 1:
         raise UnsupportedError("flattens from another axis than 1", remedy="Keep the batch: axis 1")
     if node.op == "Squeeze":
         axes = _axes(reader, node, 1 + len(shape))
         if len(shape) != 3 or axes != (2, 3) or shape[1:] != (1, 1):
             raise UnsupportedError(f"squeezes axes {axes} of {shape}", remedy="Use Flatten")
-    return _flattened(reader, node, shape)
+    return flattened(reader, node, shape)
 
 
-def _flattened(reader: Reader, node: FileNode, shape: tuple[int, ...]) -> Real | Stored:
+def flattened(reader: Reader, node: FileNode, shape: tuple[int, ...]) -> Real | Stored:
+    """Return the input of `node`, which has `shape`, as features."""
     if len(shape) == 1:
         value = reader.value(node, 0)
         return value if isinstance(value, Stored) else reader.real(node)
-    return _rearranged(reader, node, Flatten(), (math.prod(shape),))
-
-
-def reshape(reader: Reader, node: FileNode) -> Real | Stored | Constant:
-    """Read a Reshape to features, or of a constant."""
-    value, target = reader.value(node, 0), reader.value(node, 1)
-    if not isinstance(target, Constant) or target.is_real or target.values.ndim != 1:
-        raise UnsupportedError(
-            "its shape is computed by the network", remedy="Use Flatten, or simplify the file with fixed sizes"
-        )
-    sizes = [int(size) for size in target.values]
-    if isinstance(value, Constant):
-        return replace(value, values=value.values.reshape(sizes))
-    shape = reader.types[value.tensor].shape if isinstance(value, Stored) else reader.real(node).shape
-    features = math.prod(shape)
-    # The first size is the batch, however it is written; a free one is the batch only if the other is known.
-    if len(sizes) == 2 and sizes[1] in (-1, features) and (sizes[0] in (0, 1) or sizes[1] == features):
-        return _flattened(reader, node, shape)
-    raise UnsupportedError(f"reshapes {shape} to {sizes[1:]}", remedy="Only flattening to features has an integer form")
+    return rearranged(reader, node, Flatten(), (math.prod(shape),))
 
 
 def average_pool(reader: Reader, node: FileNode) -> Real:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from kdpipe.targets.errors import GraphError, UnsupportedError
 from kdpipe.targets.graph import (
     AveragePool2d,
+    ChannelShuffle,
     Conv2d,
     Flatten,
     Linear,
@@ -25,6 +26,8 @@ from kdpipe.targets.graph import (
     Padding,
     Pair,
     Quantization,
+    Slice,
+    Upsample,
     Weight,
 )
 from kdpipe.targets.lower import absorb
@@ -32,6 +35,8 @@ from kdpipe.targets.qdq_file import Constant
 
 RANGES = {"UINT8": (0, 255), "INT8": (-128, 127), "UINT4": (0, 15), "INT4": (-8, 7), "UINT2": (0, 3), "INT2": (-2, 1)}
 """The element types of stored integers."""
+Rearrangement = MaxPool2d | Flatten | Slice | ChannelShuffle | Upsample
+"""What only chooses or moves elements."""
 WEIGHT_LIMITS = {2: 1, 3: 3, 4: 7, 8: 127}
 _SAME_SCALE = 1e-6
 """Two scales that differ by less, relatively, are meant to be one: files store products as float32."""
@@ -176,6 +181,46 @@ class Sum:
     second: str
 
 
+@dataclass(frozen=True)
+class Product:
+    """The product of two tensors; the second has the first's shape or [C, 1, 1]."""
+
+    first: str
+    second: str
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function of `lookup.FUNCTIONS` of a tensor."""
+
+    tensor: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Tensors one after the other along the channels."""
+
+    tensors: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """Channels as [groups, C / groups], on the way to a channel shuffle.
+
+    Args:
+        source: name in the file of the tensor that was reshaped.
+        shape: of that tensor, without the batch.
+        groups: divides its channels.
+        is_swapped: whether the two axes have been exchanged.
+    """
+
+    source: str
+    shape: tuple[int, ...]
+    groups: int
+    is_swapped: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class Accumulation:
     """A convolution or linear layer and what was done to its channels: gain * (s_in * scale * acc) + offset.
@@ -269,12 +314,12 @@ class Real:
         factors: what each channel has been divided by, where channels have scales of their own.
     """
 
-    what: Exact | Sum | Accumulation
+    what: Exact | Sum | Product | Function | Joined | Accumulation
     name: str
     shape: tuple[int, ...]
     low: float = -math.inf
     high: float = math.inf
-    after: tuple[tuple[str, MaxPool2d | Flatten, tuple[int, ...]], ...] = ()
+    after: tuple[tuple[str, Rearrangement, tuple[int, ...]], ...] = ()
     factors: NDArray[np.float64] | None = None
 
     @property
@@ -308,7 +353,7 @@ class Real:
         return replace(quantization, qmin=qmin, qmax=qmax)
 
 
-Value = Constant | Dequantized | Stored | Real
+Value = Constant | Dequantized | Stored | Real | Grouped
 
 
 def integer_bias(bias: Dequantized, source: Quantization, weight: Weight) -> NDArray[np.int64] | None:

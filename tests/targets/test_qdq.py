@@ -184,6 +184,62 @@ def test_a_relu_is_its_layers_range_and_a_mean_with_steps_of_its_own_rounds_once
     assert not any(isinstance(node.op, Requantize) for node in graph.nodes)
 
 
+def element_network(rng: Any) -> Any:
+    """Return a float network of a split, a join, functions, a gate by channel and an upsampling."""
+    helper, constants = onnx.helper, []
+
+    def constant(name: str, values: Any) -> str:
+        constants.append(onnx.numpy_helper.from_array(np.asarray(values), name))
+        return name
+
+    def weight(name: str, *shape: int) -> str:
+        return constant(name, rng.normal(0, (2 / np.prod(shape[1:])) ** 0.5, shape).astype(np.float32))
+
+    def node(op: str, inputs: list[str], *outputs: str, **attributes: Any) -> Any:
+        return helper.make_node(op, inputs, list(outputs), name=outputs[0], **attributes)
+
+    nodes = [
+        node("Conv", ["image", weight("w1", 8, 3, 3, 3)], "stem", pads=[1] * 4, strides=[2, 2]),
+        node("Split", ["stem", constant("sizes", np.array([3, 5], np.int64))], "left", "right", axis=1),
+        node("Conv", ["right", weight("w2", 5, 5, 3, 3)], "conv", pads=[1] * 4),
+        node("Concat", ["left", "conv"], "joined", axis=1),
+        node("HardSigmoid", ["joined"], "sigmoid", alpha=1 / 6, beta=0.5),
+        node("Mul", ["joined", "sigmoid"], "swish"),
+        node("GlobalAveragePool", ["swish"], "squeeze"),
+        node("Conv", ["squeeze", weight("w3", 8, 8, 1, 1)], "excite"),
+        node("Sigmoid", ["excite"], "gate"),
+        node("Mul", ["gate", "swish"], "gated"),
+        node("Resize", ["gated", "", constant("factors", np.array([1, 1, 2, 2], np.float32))], "large",
+             mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor"),
+        node("Conv", ["large", weight("w4", 4, 8, 3, 3)], "last", strides=[4, 4]),
+        node("Flatten", ["last"], "features"),
+        node("Gemm", ["features", weight("w5", 10, 64)], "logits", transB=1),
+    ]  # fmt: skip
+    info, real = helper.make_tensor_value_info, onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        nodes, "elements", [info("image", real, ["N", 3, 16, 16])], [info("logits", real, ["N", 10])], constants
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 9
+    return model
+
+
+@pytest.mark.parametrize("activation", ["QInt8", "QUInt8"])
+def test_operators_on_elements_are_within_one_step_a_layer(
+    activation: str, networks: ModuleType, layer_differences: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "theirs.onnx"
+    model = element_network(np.random.default_rng(0))
+    networks.quantize_with_onnxruntime(path, model, activation=activation, per_channel=True)
+    reading, images = qdq.read(path), networks.images(100, seed=5)
+    kinds = {type(node.op).__name__ for node in reading.graph.nodes}
+    assert {"Slice", "Concat", "Lookup", "Mul", "Upsample"} <= kinds
+    traced = trace(path, reading, images)
+    assert max(layer_differences(reading.graph, traced).values()) <= 1
+    theirs, ours = logits(path, reading, images)
+    assert (theirs.argmax(axis=1) == ours.argmax(axis=1)).mean() >= 0.99
+
+
 def test_a_batch_norm_between_convolution_and_quantizer_is_absorbed(
     quantized: Any, networks: Any, layer_differences: Any
 ) -> None:
