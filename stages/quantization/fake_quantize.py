@@ -91,15 +91,18 @@ class RoundActivations(torch.autograd.Function):
         else:
             x = x if _is_dense(x) else x.contiguous()
             out = torch.empty_like(x)
-        inside = torch.empty_like(out, dtype=torch.int8)
-        error = None if gradient == "pact" else torch.empty_like(out)
+        # without a gradient, as in SPEQ's teacher, nothing is kept
+        learns = any(ctx.needs_input_grad)
+        inside = torch.empty_like(out, dtype=torch.int8) if learns else None
+        error = torch.empty_like(out) if learns and gradient != "pact" else None
         pieces = _pieces(x, out, inside, error)
         ones = torch.ones_like(pieces[0][1])
         passes = torch.empty_like(ones)
         for given, rounded, mask, miss in pieces:
             count = len(given)
             torch.div(given, scale, out=rounded)
-            mask.copy_(_where_inside(ones[:count], rounded, low, high, passes[:count]))
+            if mask is not None:
+                mask.copy_(_where_inside(ones[:count], rounded, low, high, passes[:count]))
             if miss is None:
                 rounded.round_().clamp_(low, high).mul_(scale)
             else:
