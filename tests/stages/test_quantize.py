@@ -194,6 +194,17 @@ def test_widths_by_pattern(inputs: Mapping[str, Artifact], tmp_path: Path) -> No
     assert compare(network, graph, torch.randn(16, 1, 8, 8)).worst[1] == 1.0
 
 
+def test_readers_of_one_tensor_at_different_widths(inputs: Mapping[str, Artifact], tmp_path: Path) -> None:
+    bits = {"layer2.0.conv1": {"activations": 4}, "layer2.0.shortcut*": {"activations": 2}}
+    run(inputs, tmp_path, epochs=1, bits=bits)
+    graph = load_graph(tmp_path / "graph")
+    read = {node.name: graph.tensor(node.inputs[0]).quantization.bits for node, _ in graph.weights()}
+    assert read.pop("layer2.0.conv1") == 4
+    assert {width for name, width in read.items() if name.startswith("layer2.0.shortcut")} == {2}
+    network, _ = load_quantized_network(tmp_path / "network")
+    assert compare(network, graph, torch.randn(16, 1, 8, 8)).worst[1] == 1.0
+
+
 def test_a_pattern_that_matches_nothing_is_refused_before_training(
     inputs: Mapping[str, Artifact], tmp_path: Path
 ) -> None:
