@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from kdpipe.models.choice import check_named
 from kdpipe.stages.base import Accepts, Inputs, Outcome, Stage, StageContext
 from kdpipe.stages.knowledge.registry import LOSSES, LossParameters
+from kdpipe.stages.quantization.configuration import QuantizationConfig
 from kdpipe.stages.training.parameters import OptimizationParams
 from kdpipe.targets.errors import UsageError, did_you_mean
 
@@ -37,6 +38,18 @@ class SpeqParameters(LossParameters):
         return bits
 
 
+WeightBits = Literal[2, 3, 4, 8]
+
+
+class LayerBits(BaseModel):
+    """Widths of the layers that a pattern matches; what is not given stays the stage's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    weights: WeightBits | None = Field(default=None, description="width of the weights")
+    activations: int | None = Field(default=None, ge=2, le=8, description="width of what the layers read")
+
+
 class QuantizeParams(OptimizationParams):
     """Parameters of `quantize`."""
 
@@ -45,9 +58,24 @@ class QuantizeParams(OptimizationParams):
     teachers: Annotated[str | None, Accepts("ensemble")] = Field(
         default=None, description="needed on a split by losses such as kd; samples carry the teachers' logits with them"
     )
-    weight_bits: Literal[2, 3, 4, 8] = Field(default=2, description="width of the weights; 2 is ternary")
+    weight_bits: WeightBits = Field(default=2, description="width of the weights; 2 is ternary")
     activation_bits: int = Field(default=8, ge=2, le=8, description="width of what layers read")
-    first_last_bits: Literal[2, 3, 4, 8] = Field(default=8, description="width of the first and last layers' weights")
+    first_last_bits: WeightBits = Field(default=8, description="width of the first and last layers' weights")
+    bits: dict[str, WeightBits | LayerBits] = Field(
+        default={},
+        description="by pattern of layer paths (`layer1.*`), the weights' width, or {weights, activations}; of several "
+        "patterns that match a layer the longest counts, also for the first and last layers",
+    )
+    weight_scales: Literal["channel", "layer"] = Field(
+        default="channel", description="a step for each output channel of the weights, or one for the layer"
+    )
+    weight_gradient: Literal["straight-through", "lsq", "ewgs"] = Field(
+        default="straight-through", description="lsq learns the steps, otherwise they follow the weights"
+    )
+    activation_gradient: Literal["pact", "lsq", "ewgs"] = Field(
+        default="pact", description="what a learned clip receives: from what it cuts off, or (lsq) from rounding too"
+    )
+    ewgs_delta: float = Field(default=1e-3, ge=0, le=1, description="EWGS's delta")
     rounding: Literal["single", "tflite"] = Field(
         default="single",
         description="of the fixed point: single, which is cheaper and nearest to float runtimes; "
@@ -59,6 +87,13 @@ class QuantizeParams(OptimizationParams):
         description="losses on predictions such as kd and ce, and speq, each with its parameters; speq only beside one",
     )
     epochs: int = Field(default=30, ge=1, le=100_000, description="passes over the images")
+    progressive: tuple[WeightBits, ...] = Field(
+        default=(),
+        description="widths to train at first, from wide to narrow, such as [8, 4, 3]; nothing is narrower meanwhile",
+    )
+    progressive_epochs: int | None = Field(
+        default=None, ge=1, le=100_000, description="passes at each of these widths; default: epochs"
+    )
     optimizer: Literal["sgd", "adamw"] = Field(default="adamw", description="sgd has Nesterov momentum 0.9")
     lr: float = Field(default=2e-3, gt=0, le=100, description="initial learning rate")
     weight_decay: float = Field(default=0.0, ge=0, le=1, description="of weights; none on biases, norms and clips")
@@ -66,6 +101,13 @@ class QuantizeParams(OptimizationParams):
     verified_images: int = Field(
         default=256, ge=1, description="images on which the integer graph is compared with the trained network"
     )
+
+    @field_validator("progressive", mode="after")
+    @classmethod
+    def _check_progressive(cls, widths: tuple[int, ...]) -> tuple[int, ...]:
+        if list(widths) != sorted(set(widths), reverse=True):
+            raise ValueError("widths must become narrower, as in [8, 4, 3]")
+        return widths
 
     @field_validator("losses", mode="after")
     @classmethod
@@ -75,6 +117,16 @@ class QuantizeParams(OptimizationParams):
         if set(losses) == {SPEQ}:
             raise ValueError("speq teaches only what the network knows already: give kd or ce beside it")
         return losses
+
+    def configuration(self) -> QuantizationConfig:
+        """Return how the network is quantized."""
+        bits = {
+            pattern: {"weights": given} if isinstance(given, int) else given.model_dump(exclude_none=True)
+            for pattern, given in self.bits.items()
+        }
+        names = ("weight_bits", "activation_bits", "first_last_bits", "rounding", "ewgs_delta", "weight_scales")
+        names = (*names, "weight_gradient", "activation_gradient")
+        return QuantizationConfig(bits=bits, **{name: getattr(self, name) for name in names})
 
     def loss_parameters(self) -> dict[str, LossParameters]:
         """Return the losses' parameters with their defaults, by name."""

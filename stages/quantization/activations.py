@@ -1,10 +1,9 @@
 """Activation quantizers: 2 to 8 bits, unsigned after ReLU, signed elsewhere, with a learned clip.
 
 In training, out = s * clamp(round(x / s), low, high) with s = clip / high. The gradient passes where x lies inside
-the clip; the clip itself learns from what it cuts off (PACT, Choi et al. 2018, arXiv:1805.06085, also for signed
-ranges). In evaluation the same quantizer computes what integer hardware computes, in the fixed point of
-`kdpipe.targets.fixed_point`: the accumulator in whole units, the bias rounded to them, multiplier and shift. No
-gradient passes there.
+the clip; what the clip itself learns from is told in `kdpipe.stages.quantization.fake_quantize`. In evaluation the
+same quantizer computes what integer hardware computes, in the fixed point of `kdpipe.targets.fixed_point`: the
+accumulator in whole units, the bias rounded to them, multiplier and shift. No gradient passes there.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from kdpipe.stages.quantization.fake_quantize import ActivationGradient, RoundActivations, StepOfRange
 from kdpipe.stages.quantization.layers import StoresIntegers, Sum
 from kdpipe.stages.quantization.stored_operations import Product
 from kdpipe.stages.quantization.weights import QuantizedConv2d, QuantizedLinear
@@ -30,32 +30,6 @@ from kdpipe.targets.lower import absorb, batch_norm_line
 FLOAT_BITS = 32
 _KEPT_VALUES = 1 << 14
 _CLIP_CANDIDATES = 48
-
-
-class _FakeQuantize(torch.autograd.Function):
-    """In place where allowed, with one bool mask kept for the backward pass: the cost is memory passes."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, scale: Tensor, low: int, high: int, in_place: bool) -> Tensor:  # type: ignore[override]
-        if in_place:
-            ctx.mark_dirty(x)
-            steps = x.div_(scale)
-        else:
-            steps = x / scale
-        inside = (steps > low) & (steps < high)
-        out = steps.round_().clamp_(low, high).mul_(scale)
-        ctx.save_for_backward(inside, out, scale)
-        return out
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor):  # type: ignore[override, no-untyped-def]
-        inside, out, scale = ctx.saved_tensors
-        to_input = gradient * inside
-        to_scale = None
-        if ctx.needs_input_grad[1]:
-            # Where the clip cut, out = limit * scale, so d out / d scale = out / scale.
-            to_scale = torch.dot((gradient - to_input).flatten(), out.flatten()) / scale
-        return to_input, to_scale, None, None, None
 
 
 @dataclass(frozen=True)
@@ -166,6 +140,8 @@ class ActivationQuantizer(nn.Module):
         in_place: whether the input may be overwritten in training: nobody else reads it.
         producers: modules whose output is the input: with a hook on one of them nothing is overwritten.
         ceiling: of the function that the quantizer stands for (6 for a ReLU6): the clip starts at most there.
+        gradient: pact, lsq or ewgs.
+        ewgs_delta: EWGS's delta.
     """
 
     def __init__(
@@ -179,6 +155,8 @@ class ActivationQuantizer(nn.Module):
         in_place: bool = False,
         producers: Iterable[nn.Module] = (),
         ceiling: float | None = None,
+        gradient: ActivationGradient = "pact",
+        ewgs_delta: float = 1e-3,
     ) -> None:
         super().__init__()
         if not 2 <= bits <= 8:
@@ -190,6 +168,8 @@ class ActivationQuantizer(nn.Module):
         self.signed = signed
         self.rounding: Rounding = rounding
         self.precision = bits
+        self.gradient: ActivationGradient = gradient
+        self.ewgs_delta = ewgs_delta
         self.clip = nn.Parameter(torch.tensor(1.0))
         # In tuples, so that they are not registered as submodules a second time.
         self._source = (source,)
@@ -245,7 +225,8 @@ class ActivationQuantizer(nn.Module):
             return x.clamp(-self.clip.detach(), self.clip.detach()) if self.signed else x.clamp(0, self.clip.detach())
         low, high = self.levels(self.precision)
         in_place = self._in_place and not any(producer._forward_hooks for producer in self._producers)
-        return _FakeQuantize.apply(x, self.scale(self.precision), low, high, in_place)
+        scale = StepOfRange.apply(self.clip, high) if self.gradient == "lsq" else self.clip / high
+        return RoundActivations.apply(x, scale, low, high, self.gradient, self.ewgs_delta, in_place)
 
     def _deployed(self, x: Tensor) -> Tensor:
         quantization = self.quantization()

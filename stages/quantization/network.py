@@ -18,7 +18,8 @@ from kdpipe.stages.artifacts import (
     load_weights,
     save_network,
 )
-from kdpipe.stages.quantization.prepare import QuantizationConfig, input_quantizer, prepare
+from kdpipe.stages.quantization.configuration import QuantizationConfig
+from kdpipe.stages.quantization.prepare import input_quantizer, prepare
 from kdpipe.targets.errors import ArtifactError
 
 

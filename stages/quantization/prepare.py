@@ -9,7 +9,6 @@ average pooling rounds to them. Weights are quantized in place:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -23,6 +22,7 @@ from kdpipe.stages.quantization.activations import (
     Source,
     StoredSource,
 )
+from kdpipe.stages.quantization.configuration import QuantizationConfig, Widths, choose_widths
 from kdpipe.stages.quantization.layers import AveragePool, Scope, Sum, exact_batch_norm
 from kdpipe.stages.quantization.normalized import Normalized, Problem
 from kdpipe.stages.quantization.operations import (
@@ -47,30 +47,12 @@ from kdpipe.stages.quantization.stored_operations import (
 from kdpipe.stages.quantization.tracing import SHAPE, trace
 from kdpipe.stages.quantization.weights import QuantizedConv2d, QuantizedLinear
 from kdpipe.targets.errors import UnsupportedError
-from kdpipe.targets.fixed_point import Rounding
 from kdpipe.targets.lower import PATH
 
 WIDE_BITS = 8
-"""Width of the input, of the output, of what is added or averaged, and of the first and last layer's inputs."""
+"""Width of the input, of the output, and of what is added or averaged."""
 
 INPUT_NAME = "input"
-
-
-@dataclass(frozen=True)
-class QuantizationConfig:
-    """How a module is quantized.
-
-    Args:
-        weight_bits: 2 (ternary), 3, 4 or 8.
-        activation_bits: 2 to 8, of what convolutions and linear layers read.
-        first_last_bits: weight width of the layers that read the input and of the one that makes the output.
-        rounding: of the fixed point in which the network is deployed and evaluated.
-    """
-
-    weight_bits: int = 2
-    activation_bits: int = 8
-    first_last_bits: int = 8
-    rounding: Rounding = "single"
 
 
 def prepare(module: nn.Module, example: Tensor, config: QuantizationConfig) -> fx.GraphModule:
@@ -84,6 +66,7 @@ def prepare(module: nn.Module, example: Tensor, config: QuantizationConfig) -> f
     Raises:
         UnsupportedError: lists every operation that can't be quantized, by module, with a remedy.
         NetworkError: the module can't be traced.
+        UsageError: a pattern of `config.bits` matches no layer.
     """
     if any(isinstance(part, ActivationQuantizer) for part in module.modules()):
         raise UnsupportedError("the network is quantized already", remedy="Give the float network")
@@ -154,9 +137,9 @@ class _Preparation:
         self.config = config
         self.stored: dict[fx.Node, ActivationQuantizer | InputQuantizer] = {}
         self.final: dict[fx.Node, fx.Node] = {}
-        self.narrowed: dict[fx.Node, fx.Node] = {}
+        self.narrowed: dict[tuple[fx.Node, int], fx.Node] = {}
         self.names = {INPUT_NAME}
-        self.wide_layers = self._first_and_last()
+        self.widths = self._choose_widths()
 
     def insert_quantizers(self) -> None:
         """Visit every operation in order: quantize layers' weights and whatever is to be stored."""
@@ -194,13 +177,15 @@ class _Preparation:
                 if isinstance(quantizer, ActivationQuantizer):
                     quantizer.add_producer(scope)
 
-    def _first_and_last(self) -> set[fx.Node]:
+    def _choose_widths(self) -> dict[fx.Node, Widths]:
         layers = [node for node in self.graph.nodes if isinstance(self.normalized.module(node), LAYERS)]
-        wide = set(layers[-1:])
+        ends = set(layers[-1:])
         for node in self.graph.nodes:
             if node.op == "placeholder":
-                wide |= {user for user in self._readers(node) if user in layers}
-        return wide
+                ends |= {user for user in self._readers(node) if user in layers}
+        paths = {node: str(node.target) for node in layers}
+        chosen = choose_widths(list(paths.values()), {paths[node] for node in ends}, self.config)
+        return {node: chosen[path] for node, path in paths.items()}
 
     def _readers(self, node: fx.Node) -> list[fx.Node]:
         """Return the nodes that read `node`'s integers, through those that keep them."""
@@ -213,8 +198,7 @@ class _Preparation:
         return found
 
     def _wanted_bits(self, reader: fx.Node) -> int:
-        narrow = isinstance(self.normalized.module(reader), LAYERS) and reader not in self.wide_layers
-        return self.config.activation_bits if narrow else WIDE_BITS
+        return self.widths[reader].activations if reader in self.widths else WIDE_BITS
 
     def _name(self, wanted: str) -> str:
         name, number = wanted, 0
@@ -237,13 +221,14 @@ class _Preparation:
     def _quantize_layer(self, node: fx.Node) -> None:
         layer = self.normalized.module(node)
         source = self._narrow(node)
-        bits = self.config.first_last_bits if node in self.wide_layers else self.config.weight_bits
+        bits = self.widths[node].weights
+        training = self.config.weight_training()
         quantized: QuantizedConv2d | QuantizedLinear
         if isinstance(layer, nn.Conv2d):
-            quantized = QuantizedConv2d.of(layer, bits)
+            quantized = QuantizedConv2d.of(layer, bits, training)
         else:
             assert isinstance(layer, nn.Linear)  # noqa: S101  # one of LAYERS
-            quantized = QuantizedLinear.of(layer, bits)
+            quantized = QuantizedLinear.of(layer, bits, training)
         quantized.read_from(source)
         self._replace_module(node, quantized)
         producers: list[nn.Module] = [quantized]
@@ -295,12 +280,12 @@ class _Preparation:
         quantizer, bits = self.stored[value], self._wanted_bits(layer)
         if isinstance(quantizer, InputQuantizer) or quantizer.bits <= bits:
             return quantizer
-        if value not in self.narrowed:
+        if (value, bits) not in self.narrowed:
             narrow = self._make(
                 f"{value.meta.get(PATH, value.name)}.requantize", bits, quantizer.signed, StoredSource(quantizer)
             )
-            self.narrowed[value] = self._insert(value, narrow)
-        rounded = self.narrowed[value]
+            self.narrowed[value, bits] = self._insert(value, narrow)
+        rounded = self.narrowed[value, bits]
         layer.replace_input_with(value, rounded)
         found = self.stored[rounded]
         assert isinstance(found, ActivationQuantizer)  # noqa: S101  # _insert stored it
@@ -379,6 +364,8 @@ class _Preparation:
             in_place=in_place,
             producers=producers or (),
             ceiling=ceiling,
+            gradient=self.config.activation_gradient,
+            ewgs_delta=self.config.ewgs_delta,
         )
 
     def _insert(self, value: fx.Node, quantizer: ActivationQuantizer) -> fx.Node:

@@ -18,7 +18,7 @@ from kdpipe.stages.knowledge.registry import LOSSES
 from kdpipe.stages.quantization.activations import calibrating
 from kdpipe.stages.quantization.fidelity import Fidelity, compare
 from kdpipe.stages.quantization.network import prepare_for, save_quantized_network
-from kdpipe.stages.quantization.prepare import QuantizationConfig
+from kdpipe.stages.quantization.progressive import at_least
 from kdpipe.stages.quantization.speq import StochasticTeacher, finer_bits
 from kdpipe.stages.quantization.statistics import estimate_statistics
 from kdpipe.stages.quantize import SPEQ, QuantizeParams, SpeqParameters
@@ -34,6 +34,9 @@ from kdpipe.targets.errors import DataError
 from kdpipe.targets.graph import IntegerGraph, Normalization
 from kdpipe.targets.graph_files import save_graph
 from kdpipe.targets.lower import lower
+
+FINAL = "quantized"
+"""Series of the last phase's history."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,33 @@ class TrainingImages:
     logits: Tensor | None
 
 
+@dataclass(frozen=True)
+class Phase:
+    """Part of the training at one least width.
+
+    Args:
+        name: of its series in the history.
+        bits: nothing is narrower than this; None: every width is its own.
+        epochs: passes over the images.
+        before: epochs of the phases before.
+        total: epochs of all phases.
+    """
+
+    name: str
+    bits: int | None
+    epochs: int
+    before: int
+    total: int
+
+
+def plan_phases(params: QuantizeParams) -> list[Phase]:
+    """Return the phases of progressive initialization, and the last one at the widths that are deployed."""
+    each = params.progressive_epochs or params.epochs
+    total = each * len(params.progressive) + params.epochs
+    phases = [Phase(f"{bits} bits", bits, each, each * index, total) for index, bits in enumerate(params.progressive)]
+    return [*phases, Phase(FINAL, None, params.epochs, total - params.epochs, total)]
+
+
 def quantize(params: QuantizeParams, inputs: Inputs, context: StageContext) -> Outcome:
     """Do the work of the stage `quantize`.
 
@@ -59,11 +89,12 @@ def quantize(params: QuantizeParams, inputs: Inputs, context: StageContext) -> O
         DataError: the images don't fit the network, or kd has no teachers.
         TrainingError: a loss term is not finite.
         GraphError: the trained network can't be lowered; names the layer.
+        UsageError: a pattern of `bits` matches no layer.
     """
     device = choose_device(context.accelerator)
     network, description = load_network(inputs["network"].path)
     space = description.space
-    config = QuantizationConfig(params.weight_bits, params.activation_bits, params.first_last_bits, params.rounding)
+    config = params.configuration()
     prepared = prepare_for(space, network.to(device), config)
     data = _load_images(inputs["samples"], inputs.get("teachers"), space)
     taught = [name for name in params.losses if name != SPEQ and LOSSES[name].needs_teachers]
@@ -72,8 +103,12 @@ def quantize(params: QuantizeParams, inputs: Inputs, context: StageContext) -> O
             f"{taught[0]} needs what the teachers say about the images", remedy="Give `teachers`, or use ce alone"
         )
 
-    calibrate(prepared, data.images[: params.calibration_images].to(device))
-    history = train_quantized(prepared, data, params, context, device)
+    observed = data.images[: params.calibration_images].to(device)
+    history: dict[str, Rows] = {}
+    for phase in plan_phases(params):
+        with at_least(prepared, phase.bits):
+            calibrate(prepared, observed)
+            history[phase.name] = train_quantized(prepared, data, params, context, device, phase)
     estimate_statistics(prepared, data.images)
     prepared.cpu().eval()
 
@@ -89,7 +124,7 @@ def quantize(params: QuantizeParams, inputs: Inputs, context: StageContext) -> O
     context.log(f"integer graph: equal in {fidelity.worst[1]:.4%} of elements or more (least: {fidelity.worst[0]})")
     save_graph(graph, context.output("graph"))
     save_quantized_network(context.output("network"), prepared, description, config)
-    return Outcome(metrics=_metrics(prepared, graph, fidelity, data, history), history={"quantized": history})
+    return Outcome(metrics=_metrics(prepared, graph, fidelity, data, history[FINAL]), history=history)
 
 
 @torch.no_grad()
@@ -106,19 +141,22 @@ def train_quantized(
     params: QuantizeParams,
     context: StageContext,
     device: torch.device,
+    phase: Phase,
 ) -> Rows:
     """Train a calibrated network in place and return a row an epoch."""
+    # a seed of its own for each phase
+    seed = context.seed if phase.bits is None else derive_seed(context.seed, phase.name)
     losses: dict[str, DistillationLoss] = {
-        name: LOSSES[name].build(values, None, derive_seed(context.seed, "loss", name))
+        name: LOSSES[name].build(values, None, derive_seed(seed, "loss", name))
         for name, values in params.loss_parameters().items()
         if name != SPEQ
     }
     parameters = params.loss_parameters()
     progress = 0.0
     speq = params.loss_parameters().get(SPEQ)
-    order = torch.Generator().manual_seed(derive_seed(context.seed, "batches"))
-    precisions = torch.Generator().manual_seed(derive_seed(context.seed, "precisions"))
-    teacher = _stochastic_teacher(prepared, speq, params.activation_bits, precisions)
+    order = torch.Generator().manual_seed(derive_seed(seed, "batches"))
+    precisions = torch.Generator().manual_seed(derive_seed(seed, "precisions"))
+    teacher = _stochastic_teacher(prepared, speq, max(params.activation_bits, phase.bits or 0), precisions)
     logits = data.logits if data.logits is not None else torch.zeros(len(data.images), 0)
     batches = TensorBatches(
         (data.images, data.labels, logits),
@@ -143,7 +181,7 @@ def train_quantized(
 
     def start_epoch(epoch: int) -> None:
         nonlocal progress
-        progress = epoch_progress(epoch, params.epochs)
+        progress = epoch_progress(epoch, phase.epochs)
 
     def evaluate() -> dict[str, float]:
         agreement = float(torch.stack(agreed).mean())
@@ -151,23 +189,23 @@ def train_quantized(
         return {"agreement": agreement}
 
     def report(done: int, row: Mapping[str, float]) -> None:
-        context.progress(done, params.epochs, "epoch", loss=row["loss"], agreement=row["agreement"])
+        context.progress(phase.before + done, phase.total, "epoch", loss=row["loss"], agreement=row["agreement"])
 
     drawing = [order, precisions, *(generator for loss in losses.values() for generator in loss.generators())]
     prepared.train()
-    with seeded(derive_seed(context.seed, "training")):
+    with seeded(derive_seed(seed, "training")):
         return train(
             batches,
             step,
             make_optimizer(params, [prepared]),
             make_schedule(params.schedule, params.warmup),
-            epochs=params.epochs,
+            epochs=phase.epochs,
             start_epoch=start_epoch,
             evaluate=evaluate,
             report=report,
             resume=Resume(
                 context.scratch(),
-                "quantized",
+                FINAL if phase.bits is None else f"{FINAL}-{phase.bits}",
                 {"network": prepared, "losses": nn.ModuleDict(losses)}
                 | {f"generator-{index}": GeneratorState(generator) for index, generator in enumerate(drawing)},
             ),

@@ -1,44 +1,36 @@
-"""Weight quantizers: ternary (2 bits), 3, 4 and 8 bits, symmetric, with one step for each output channel.
+"""Weight quantizers: ternary (2 bits), 3, 4 and 8 bits, symmetric, with one step for each output channel or layer.
 
     Q(w) = sign(w) * D * min(floor(|w| / D + 1/2), M),  M = 2**(b - 1) - 1
 
 so that 2 bits give {-D, 0, D}. The step D minimises ||w - Q(w)||^2 over the channel (Hwang and Sung 2014, "Fixed-point
-feedforward deep neural network design using weights +1, 0, and -1"). The gradient is straight-through: the float
-weights behind Q receive the gradient of Q(w) unchanged.
+feedforward deep neural network design using weights +1, 0, and -1"), or is learned (LSQ). The gradients are in
+`kdpipe.stages.quantization.fake_quantize`; the plain one is straight-through: the float weights behind Q receive the
+gradient of Q(w) unchanged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from kdpipe.stages.quantization.fake_quantize import RoundWeights, StepOfRange, WeightGradient, to_steps
 from kdpipe.stages.quantization.layers import StoresIntegers
 from kdpipe.targets.errors import UnsupportedError
 from kdpipe.targets.graph import WEIGHT_BITS
 
 CALIBRATION_ROUNDS = 20
 EXACT_IN_FLOAT32 = 2**24
+LEAST_REACH = 0.01
+"""The least that a learned range reaches, as a share of the largest weight."""
 
 
 def weight_limit(bits: int) -> int:
     """Return M, the largest stored weight at `bits` bits."""
     return int(2 ** (bits - 1) - 1)
-
-
-def to_steps(weight: Tensor, step: Tensor, limit: int) -> Tensor:
-    """Return sign(w) * min(floor(|w| / D + 1/2), M).
-
-    Args:
-        weight: [O, K].
-        step: D, [O, 1], positive.
-        limit: M.
-
-    Returns:
-        Whole numbers in [-M, M], in weight's type, [O, K].
-    """
-    return (weight / step).abs_().add_(0.5).floor_().clamp_(max=limit).copysign_(weight)
 
 
 def ternary_step(weight: Tensor) -> Tensor:
@@ -103,27 +95,35 @@ def _positive(step: Tensor) -> Tensor:
     return torch.where(step > 0, step, torch.ones_like(step))
 
 
-class _StraightThrough(torch.autograd.Function):
-    """Forward Q(w), backward the identity."""
+@dataclass(frozen=True)
+class WeightTraining:
+    """How steps and weights are trained.
 
-    @staticmethod
-    def forward(ctx, weight: Tensor, step: Tensor, limit: int) -> Tensor:  # type: ignore[override]
-        return to_steps(weight.flatten(1), step, limit).mul_(step).view_as(weight)
+    Args:
+        gradient: straight-through, lsq (which learns the steps) or ewgs.
+        scales: a step for each output `channel`, or one for the `layer`.
+        ewgs_delta: EWGS's delta.
+    """
 
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        return gradient, None, None
+    gradient: WeightGradient = "straight-through"
+    scales: Literal["channel", "layer"] = "channel"
+    ewgs_delta: float = 1e-3
+
+
+DEFAULT_TRAINING = WeightTraining()
 
 
 class WeightQuantizer(nn.Module):
-    """Q(w) with one step for each output channel, which follows the weights during training.
+    """Q(w) with steps that follow the weights during training, or learn (LSQ).
 
     In training each call takes one round of the alternation from the last step: the weights move little between two
-    steps, so it stays at the optimum without being solved anew.
+    calls, so it stays at the optimum without being solved anew. What LSQ learns is the range's end M * D, which is a
+    parameter of one dimension, so that no weight decay pulls at it.
 
     Args:
         channels: output channels.
         bits: 2, 3, 4 or 8.
+        training: of steps and weights.
 
     Raises:
         UnsupportedError: another width.
@@ -131,36 +131,68 @@ class WeightQuantizer(nn.Module):
 
     step: Tensor
 
-    def __init__(self, channels: int, bits: int) -> None:
+    def __init__(self, channels: int, bits: int, training: WeightTraining = DEFAULT_TRAINING) -> None:
         super().__init__()
+        self.channels = channels
+        self.set_bits(bits)
+        self.how = training
+        self.follow = True
+        rows = channels if training.scales == "channel" else 1
+        if training.gradient == "lsq":
+            self.reach = nn.Parameter(torch.ones(rows))
+        else:
+            self.register_buffer("step", torch.ones(rows, 1))
+
+    def set_bits(self, bits: int) -> None:
+        """Change the width; calibrate afterwards."""
         if bits not in WEIGHT_BITS:
             raise UnsupportedError(f"weights of {bits} bits are not supported", remedy=f"Use one of {WEIGHT_BITS}")
         self.bits = bits
-        self.follow = True
-        self.register_buffer("step", torch.ones(channels, 1))
 
     @torch.no_grad()
     def calibrate(self, weight: Tensor) -> None:
         """Set the optimal step for `weight [O, ...]`."""
-        self.step.copy_(optimal_step(weight.flatten(1), self.bits))
+        step = optimal_step(self._rows(weight), self.bits)
+        if self.how.gradient == "lsq":
+            self.reach.copy_((step * weight_limit(self.bits)).flatten())
+        else:
+            self.step.copy_(step)
 
     def forward(self, weight: Tensor) -> Tensor:
         """[O, ...] -> [O, ...]."""
         limit = weight_limit(self.bits)
-        if self.training and self.follow:
-            with torch.no_grad():
-                self.step.copy_(refine_step(weight.detach().flatten(1), self.step, limit))
-        return _StraightThrough.apply(weight, self.step.clone(), limit)
+        rows = self._rows(weight)
+        if self.how.gradient == "lsq":
+            if self.training and self.follow:
+                self._keep_alive(rows.detach())
+            step = StepOfRange.apply(self.reach, limit).unsqueeze(1)
+        else:
+            if self.training and self.follow:
+                with torch.no_grad():
+                    self.step.copy_(refine_step(rows.detach(), self.step, limit))
+            step = self.step.clone()
+        return RoundWeights.apply(rows, step, limit, self.how.gradient, self.how.ewgs_delta).view_as(weight)
 
     @torch.no_grad()
     def integers(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return what is stored for `weight [O, ...]`: int8 of its shape, and the steps, float32 [O]."""
-        q = to_steps(weight.flatten(1), self.step, weight_limit(self.bits))
-        return q.view_as(weight).to(torch.int8), self.step.flatten().to(torch.float32)
+        limit = weight_limit(self.bits)
+        step = self.reach.unsqueeze(1) / limit if self.how.gradient == "lsq" else self.step
+        q = to_steps(self._rows(weight), step, limit)
+        return q.view_as(weight).to(torch.int8), step.flatten().to(torch.float32).expand(self.channels).contiguous()
 
     def extra_repr(self) -> str:
         """Return the width."""
         return f"bits={self.bits}"
+
+    def _rows(self, weight: Tensor) -> Tensor:
+        return weight.flatten(1) if self.how.scales == "channel" else weight.reshape(1, -1)
+
+    @torch.no_grad()
+    def _keep_alive(self, rows: Tensor) -> None:
+        """Let no learned range fall to zero or below, from where no gradient would lead back."""
+        least = LEAST_REACH * rows.abs().amax(dim=1)
+        self.reach.copy_(torch.where(self.reach > least, self.reach, _positive(least)))
 
 
 class _Quantized:
@@ -209,7 +241,7 @@ class QuantizedConv2d(_Quantized, nn.Conv2d):
     weight_quantizer: WeightQuantizer
 
     @classmethod
-    def of(cls, layer: nn.Conv2d, bits: int) -> QuantizedConv2d:
+    def of(cls, layer: nn.Conv2d, bits: int, training: WeightTraining = DEFAULT_TRAINING) -> QuantizedConv2d:
         """Return a copy of `layer` with its weights, at `bits` bits."""
         quantized = cls(
             layer.in_channels,
@@ -224,7 +256,7 @@ class QuantizedConv2d(_Quantized, nn.Conv2d):
             device="meta",
         )
         quantized.weight, quantized.bias = layer.weight, layer.bias
-        quantized.weight_quantizer = WeightQuantizer(layer.out_channels, bits).to(layer.weight.device)
+        quantized.weight_quantizer = WeightQuantizer(layer.out_channels, bits, training).to(layer.weight.device)
         quantized.weight_quantizer.calibrate(layer.weight)
         return quantized.train(layer.training)
 
@@ -241,11 +273,11 @@ class QuantizedLinear(_Quantized, nn.Linear):
     weight_quantizer: WeightQuantizer
 
     @classmethod
-    def of(cls, layer: nn.Linear, bits: int) -> QuantizedLinear:
+    def of(cls, layer: nn.Linear, bits: int, training: WeightTraining = DEFAULT_TRAINING) -> QuantizedLinear:
         """Return a copy of `layer` with its weights, at `bits` bits."""
         quantized = cls(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
         quantized.weight, quantized.bias = layer.weight, layer.bias
-        quantized.weight_quantizer = WeightQuantizer(layer.out_features, bits).to(layer.weight.device)
+        quantized.weight_quantizer = WeightQuantizer(layer.out_features, bits, training).to(layer.weight.device)
         quantized.weight_quantizer.calibrate(layer.weight)
         return quantized.train(layer.training)
 

@@ -27,7 +27,7 @@ from kdpipe.stages.base import Artifact
 from kdpipe.stages.quantization.fidelity import compare
 from kdpipe.stages.quantization.network import load_quantized_network
 from kdpipe.stages.quantize import STAGE, QuantizeParams
-from kdpipe.targets.errors import ArtifactError, DataError, UnsupportedError
+from kdpipe.targets.errors import ArtifactError, DataError, UnsupportedError, UsageError
 from kdpipe.targets.graph_files import load_graph
 
 SPACE = ImageSpace((1, 8, 8), ("a", "b", "c"), (0.3,), (0.4,))
@@ -123,7 +123,9 @@ def test_it_trains_and_hands_over_graph_and_network(inputs: Mapping[str, Artifac
 
     network, description = load_quantized_network(tmp_path / "network")
     assert description.quantization == {
-        "weight_bits": 2, "activation_bits": 8, "first_last_bits": 8, "rounding": "single"
+        "weight_bits": 2, "activation_bits": 8, "first_last_bits": 8, "rounding": "single", "bits": {},
+        "weight_gradient": "straight-through", "activation_gradient": "pact", "ewgs_delta": 1e-3,
+        "weight_scales": "channel",
     }  # fmt: skip
     images = torch.randn(32, 1, 8, 8)
     assert compare(network, graph, images).worst[1] == 1.0
@@ -158,6 +160,67 @@ def test_weights_of_losses_go_to_their_ends(inputs: Mapping[str, Artifact], tmp_
     rows = run(inputs, tmp_path, epochs=3, losses=losses)[0].history["quantized"]
     assert rows[0]["ce"] == 0 < rows[0]["dkd"]
     assert rows[-1]["dkd"] == 0 < rows[-1]["ce"]
+
+
+@pytest.mark.parametrize("scales", ["channel", "layer"])
+@pytest.mark.parametrize(("weights", "activations"), [("lsq", "lsq"), ("ewgs", "ewgs"), ("lsq", "pact")])
+def test_every_gradient_trains_and_is_lowered(
+    inputs: Mapping[str, Artifact], tmp_path: Path, weights: str, activations: str, scales: str
+) -> None:
+    given = {"weight_gradient": weights, "activation_gradient": activations, "weight_scales": scales}
+    outcome, _ = run(inputs, tmp_path, activation_bits=4, losses={"kd": {}}, **given)
+    history = outcome.history["quantized"]
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert outcome.metrics["integer_exact"] == 1.0
+    network, _ = load_quantized_network(tmp_path / "network")
+    graph = load_graph(tmp_path / "graph")
+    assert compare(network, graph, torch.randn(16, 1, 8, 8)).worst[1] == 1.0
+
+
+def test_widths_by_pattern(inputs: Mapping[str, Artifact], tmp_path: Path) -> None:
+    bits = {"layer?.*": 4, "layer2.*": {"weights": 3, "activations": 4}, "layer2.0.conv2": 8, "fc": 2}
+    run(inputs, tmp_path, epochs=1, bits=bits)
+    graph = load_graph(tmp_path / "graph")
+    widths = {node.name: weight.bits for node, weight in graph.weights()}
+    assert widths.pop("layer2.0.conv2") == widths.pop("conv1") == 8
+    assert widths.pop("fc") == 2
+    assert {width for name, width in widths.items() if name.startswith("layer2.")} == {3}
+    assert {width for name, width in widths.items() if not name.startswith("layer2.")} == {4}
+    read = {node.name: graph.tensor(node.inputs[0]).quantization.bits for node, _ in graph.weights()}
+    assert {name: width for name, width in read.items() if width != 8} == dict.fromkeys(
+        [name for name in read if name.startswith("layer2.")], 4
+    )
+    network, _ = load_quantized_network(tmp_path / "network")
+    assert compare(network, graph, torch.randn(16, 1, 8, 8)).worst[1] == 1.0
+
+
+def test_readers_of_one_tensor_at_different_widths(inputs: Mapping[str, Artifact], tmp_path: Path) -> None:
+    bits = {"layer2.0.conv1": {"activations": 4}, "layer2.0.shortcut*": {"activations": 2}}
+    run(inputs, tmp_path, epochs=1, bits=bits)
+    graph = load_graph(tmp_path / "graph")
+    read = {node.name: graph.tensor(node.inputs[0]).quantization.bits for node, _ in graph.weights()}
+    assert read.pop("layer2.0.conv1") == 4
+    assert {width for name, width in read.items() if name.startswith("layer2.0.shortcut")} == {2}
+    network, _ = load_quantized_network(tmp_path / "network")
+    assert compare(network, graph, torch.randn(16, 1, 8, 8)).worst[1] == 1.0
+
+
+def test_a_pattern_that_matches_nothing_is_refused_before_training(
+    inputs: Mapping[str, Artifact], tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=r"matches 'layer1.0.cnov1'") as caught:
+        run(inputs, tmp_path / "out", bits={"layer1.0.cnov1": 4})
+    assert caught.value.remedy == "Did you mean layer1.0.conv1?"
+    assert not (tmp_path / "out").exists()
+
+
+def test_progressive_initialization(inputs: Mapping[str, Artifact], tmp_path: Path) -> None:
+    outcome, context = run(inputs, tmp_path, epochs=2, progressive=[8, 4], progressive_epochs=1, activation_bits=4)
+    assert {name: len(rows) for name, rows in outcome.history.items()} == {"8 bits": 1, "4 bits": 1, "quantized": 2}
+    assert context.reports == [(done, 4) for done in (1, 2, 3, 4)]
+    graph = load_graph(tmp_path / "graph")
+    assert {weight.bits for _, weight in graph.weights()} == {2, 8}
+    assert outcome.metrics["integer_exact"] == 1.0
 
 
 def test_on_a_split_kd_needs_teachers_and_ce_takes_the_labels(inputs: Mapping[str, Artifact], tmp_path: Path) -> None:
@@ -206,6 +269,10 @@ def test_float_and_quantized_networks_are_not_mistaken(inputs: Mapping[str, Arti
         ({"losses": {"kd": {}, "speq": {"probabilty": 1}}}, "Did you mean probability"),
         ({"losses": {"kd": {}, "speq": {"teacher_bits": 16}}}, "3 to 8, or 32"),
         ({"rounding": "even"}, "rounding"),
+        ({"bits": {"conv1": 5}}, r"bits\.conv1"),
+        ({"bits": {"conv1": {"weight": 4}}}, r"bits\.conv1"),
+        ({"progressive": [4, 8]}, "must become narrower"),
+        ({"weight_gradient": "lqs"}, "weight_gradient"),
     ],
 )
 def test_wrong_parameters_are_named(values: dict[str, Any], message: str) -> None:

@@ -8,7 +8,8 @@ import torch
 from torch import fx, nn
 
 from kdpipe.stages.quantization.activations import calibrating
-from kdpipe.stages.quantization.prepare import QuantizationConfig, input_quantizer, prepare, quantizers
+from kdpipe.stages.quantization.configuration import QuantizationConfig
+from kdpipe.stages.quantization.prepare import input_quantizer, prepare, quantizers
 from kdpipe.targets.errors import GraphError, KdpipeError, UnsupportedError
 from kdpipe.targets.graph import Conv2d, Quantization
 from kdpipe.targets.lower import absorb, convolution_padding, lower

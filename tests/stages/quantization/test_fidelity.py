@@ -8,8 +8,9 @@ from torch import fx, nn
 
 from kdpipe.models.registry import MODELS
 from kdpipe.stages.quantization.activations import calibrating
+from kdpipe.stages.quantization.configuration import QuantizationConfig
 from kdpipe.stages.quantization.fidelity import compare
-from kdpipe.stages.quantization.prepare import QuantizationConfig, input_quantizer, prepare
+from kdpipe.stages.quantization.prepare import input_quantizer, prepare
 from kdpipe.stages.quantization.statistics import estimate_statistics
 from kdpipe.targets.lower import lower
 

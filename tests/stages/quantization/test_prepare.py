@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from kdpipe.models.registry import MODELS
 from kdpipe.stages.knowledge.taps import capture
 from kdpipe.stages.quantization.activations import ActivationQuantizer, calibrating
+from kdpipe.stages.quantization.configuration import QuantizationConfig
 from kdpipe.stages.quantization.fidelity import compare
-from kdpipe.stages.quantization.prepare import QuantizationConfig, input_quantizer, prepare, quantizers
+from kdpipe.stages.quantization.prepare import input_quantizer, prepare, quantizers
 from kdpipe.stages.quantization.weights import QuantizedConv2d
 from kdpipe.targets.errors import NetworkError, UnsupportedError
 from kdpipe.targets.graph import AveragePool2d, Flatten, Linear, Requantize

@@ -10,7 +10,8 @@ from torch import nn
 
 from kdpipe.models.registry import MODELS
 from kdpipe.stages.quantization.activations import calibrating
-from kdpipe.stages.quantization.prepare import QuantizationConfig, prepare, quantizers
+from kdpipe.stages.quantization.configuration import QuantizationConfig
+from kdpipe.stages.quantization.prepare import prepare, quantizers
 from kdpipe.stages.quantization.speq import StochasticTeacher, as_teacher, draw_precisions, finer_bits, speq_loss
 
 

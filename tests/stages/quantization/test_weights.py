@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from kdpipe.stages.quantization.fake_quantize import to_steps
 from kdpipe.stages.quantization.weights import (
     QuantizedConv2d,
     QuantizedLinear,
@@ -14,7 +15,6 @@ from kdpipe.stages.quantization.weights import (
     optimal_step,
     refine_step,
     ternary_step,
-    to_steps,
     weight_limit,
 )
 from kdpipe.targets.errors import UnsupportedError
