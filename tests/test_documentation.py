@@ -138,7 +138,7 @@ def test_document_has_one_title_and_no_loose_ends(path):
     outside = re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
     assert len(re.findall(r"^# ", outside, re.M)) == 1
     assert text.count("```") % 2 == 0
-    assert not re.search(r"\b(TODO|FIXME|XXX)\b|/work/|/root/", text)
+    assert not re.search(r"\b(TODO|FIXME|XXX)\b|/root/|/home/", text)
 
 
 def test_example_pipeline_is_valid(tmp_path):
