@@ -26,7 +26,7 @@ def build_torchvision(*, name: str, input_shape: tuple[int, int, int], classes: 
         MissingDependencyError: torchvision is not installed, or does not go with this torch.
         NetworkError: the name or an argument is unknown, or the network does not fit the images.
     """
-    library = _import("torchvision.models")
+    library = import_library("torchvision.models")
     known = library.list_models(module=library)
     if name not in known:
         raise NetworkError(f"torchvision has no classifier {name!r}", remedy=did_you_mean(name, known))
@@ -56,7 +56,7 @@ def build_timm(*, name: str, input_shape: tuple[int, int, int], classes: int, **
         MissingDependencyError: timm is not installed.
         NetworkError: the name or an argument is unknown, or the network does not fit the images.
     """
-    library = _import("timm")
+    library = import_library("timm")
     if name not in library.list_models():
         raise NetworkError(f"timm has no network {name!r}", remedy=did_you_mean(name, library.list_models()))
     return _checked(
@@ -67,7 +67,12 @@ def build_timm(*, name: str, input_shape: tuple[int, int, int], classes: int, **
     )
 
 
-def _import(module: str) -> ModuleType:
+def import_library(module: str) -> ModuleType:
+    """Import a module of torchvision or timm, also where torchvision's compiled part does not go with this torch.
+
+    Raises:
+        MissingDependencyError: it is not installed, or can't be imported beside this torch.
+    """
     library = module.partition(".")[0]
     _declare_operators()
     try:

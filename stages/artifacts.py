@@ -117,6 +117,19 @@ def normalize(images: Tensor, space: ImageSpace) -> Tensor:
     return (images.to(torch.float32) / 255 - mean) / std
 
 
+def renormalize(images: Tensor, given: ImageSpace, wanted: ImageSpace) -> Tensor:
+    """Convert images [N, C, H, W] that were normalized with one mean and std to another's, of as many channels."""
+    import torch
+
+    if (given.mean, given.std) == (wanted.mean, wanted.std):
+        return images
+    given_mean, given_std, mean, std = (
+        torch.tensor(values, device=images.device).view(1, -1, 1, 1)
+        for values in (given.mean, given.std, wanted.mean, wanted.std)
+    )
+    return (images * given_std + given_mean - mean) / std
+
+
 def save_split(directory: Path, split: Split) -> None:
     """Write a split into an existing directory.
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from kdpipe.stages.artifacts import ImageSpace, load_samples, load_split
+from kdpipe.stages.artifacts import ImageSpace, load_samples, load_split, renormalize
 from kdpipe.stages.base import Artifact
 from kdpipe.targets.errors import DataError
 
@@ -26,26 +25,15 @@ def load_images(artifact: Artifact, space: ImageSpace) -> TrainingImages:
     Raises:
         DataError: the images have another shape, or other classes, than the teachers know.
     """
+    labels = None
     if artifact.kind == "split":
         split = load_split(artifact.path)
-        found, result = split.space, TrainingImages(_as_seen(split.normalized(), split.space, space), split.labels)
+        found, images, labels = split.space, split.normalized(), split.labels
     else:
         samples = load_samples(artifact.path)
-        found, result = samples.space, TrainingImages(_as_seen(samples.images, samples.space, space), None)
+        found, images = samples.space, samples.images
     if found.shape != space.shape:
         raise DataError(f"images of shape {list(found.shape)} for teachers that see {list(space.shape)}")
     if len(found.classes) != len(space.classes):
         raise DataError(f"the images have {len(found.classes)} classes, the teachers {len(space.classes)}")
-    return result
-
-
-def _as_seen(images: Tensor, given: ImageSpace, space: ImageSpace) -> Tensor:
-    """Convert normalized images from one mean and std to another's."""
-    if (given.mean, given.std) == (space.mean, space.std) or len(given.mean) != len(space.mean):
-        return images
-
-    def by_channel(values: tuple[float, ...]) -> Tensor:
-        return torch.tensor(values).view(1, -1, 1, 1)
-
-    pixels = images * by_channel(given.std) + by_channel(given.mean)
-    return (pixels - by_channel(space.mean)) / by_channel(space.std)
+    return TrainingImages(renormalize(images, found, space), labels)

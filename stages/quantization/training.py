@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from kdpipe.stages.artifacts import ImageSpace, load_network, load_samples, load_split, normalize
+from kdpipe.stages.artifacts import ImageSpace, load_network, load_samples, load_split, normalize, renormalize
 from kdpipe.stages.base import Artifact, Inputs, Outcome, Rows, StageContext
 from kdpipe.stages.data.batches import TensorBatches
 from kdpipe.stages.knowledge.base import DistillationLoss, Knowledge
@@ -232,7 +232,7 @@ def _load_images(samples: Artifact, teachers: Artifact | None, space: ImageSpace
         return TrainingImages(normalize(split.images, space), split.labels, logits)
     found = load_samples(samples.path)
     _check_fit(found.space, space)
-    return TrainingImages(_as_seen(found.images, found.space, space), found.logits.argmax(dim=1), found.logits)
+    return TrainingImages(renormalize(found.images, found.space, space), found.logits.argmax(dim=1), found.logits)
 
 
 def _check_fit(found: ImageSpace, space: ImageSpace) -> None:
@@ -240,16 +240,6 @@ def _check_fit(found: ImageSpace, space: ImageSpace) -> None:
         raise DataError(f"images of shape {list(found.shape)} for a network that takes {list(space.shape)}")
     if len(found.classes) != len(space.classes):
         raise DataError(f"{len(found.classes)} classes of images for a network with {len(space.classes)}")
-
-
-def _as_seen(images: Tensor, given: ImageSpace, space: ImageSpace) -> Tensor:
-    """Convert normalized images from one mean and std to another's."""
-    if (given.mean, given.std) == (space.mean, space.std):
-        return images
-    given_mean, given_std, mean, std = (
-        torch.tensor(values).view(1, -1, 1, 1) for values in (given.mean, given.std, space.mean, space.std)
-    )
-    return (images * given_std + given_mean - mean) / std
 
 
 def _metrics(

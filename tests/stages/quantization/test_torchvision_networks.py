@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import fx, nn
 
+from kdpipe.models.external import import_library
 from kdpipe.stages.quantization.activations import calibrating
 from kdpipe.stages.quantization.fidelity import compare
 from kdpipe.stages.quantization.prepare import QuantizationConfig, input_quantizer, prepare
@@ -16,6 +17,7 @@ from kdpipe.targets.devices.host_c import HostC
 from kdpipe.targets.devices.host_litert import HostLitert
 from kdpipe.targets.devices.host_onnxruntime import HostOnnxruntime
 from kdpipe.targets.devices.host_openvino import HostOpenvino
+from kdpipe.targets.errors import MissingDependencyError
 from kdpipe.targets.exporters import EXPORTERS
 from kdpipe.targets.fixed_point import Rounding
 from kdpipe.targets.graph import IntegerGraph
@@ -30,11 +32,10 @@ NETWORKS = (
 @pytest.fixture(scope="module")
 def models() -> ModuleType:
     """torchvision.models, also where torchvision was built for another torch: its own operators are not needed."""
-    if not hasattr(torch.ops.torchvision, "nms"):
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return pytest.importorskip("torchvision.models", exc_type=ImportError)
+    try:
+        return import_library("torchvision.models")
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
 
 
 def deployed(
