@@ -338,14 +338,27 @@ def _readme_row(program: _Program, name: str) -> dict[str, str]:
 
 
 def _layers_json(program: _Program) -> str:
-    """Describe what a trace hands over: by layer number the tensor's name, shape and order in memory.
+    """Describe the layers by their numbers: what a trace hands over, and what each of them needs.
 
-    `channels_last` is the [C, H, W] in whose [H, W, C] order the values lie, or null where they are in order.
+    `channels_last` is the [C, H, W] in whose [H, W, C] order the values lie, or null where they are in order. `call` is
+    whether it calls a kernel, `constant_bytes` what its constants take in flash, `live_bytes` what lives in the arena
+    while it runs.
     """
     graph = program.graph
     entries = []
     for index, node in enumerate(graph.nodes):
         shape = node.output.shape
         last = shape if len(shape) == 3 else flattened_shape(graph, node.name)
-        entries.append({"index": index, "name": node.name, "shape": shape, "channels_last": last})
+        layer = program.layers.get(node.name)
+        entries.append(
+            {
+                "index": index,
+                "name": node.name,
+                "shape": shape,
+                "channels_last": last,
+                "call": layer is not None,
+                "constant_bytes": sum(array.nbytes for array in layer.arrays.values()) if layer else 0,
+                "live_bytes": program.storage.plan.live_bytes(index),
+            }
+        )
     return json.dumps({"format": 1, "layers": entries}, indent=1) + "\n"

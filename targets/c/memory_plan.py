@@ -35,13 +35,19 @@ class MemoryPlan:
 
     Args:
         offsets: bytes from the arena's start, multiples of `ALIGNMENT`.
+        buffers: what was placed.
         size: bytes of the arena.
         lower_bound: bytes that live at once at the fullest step; no plan can be smaller.
     """
 
     offsets: Mapping[str, int]
+    buffers: tuple[Buffer, ...]
     size: int
     lower_bound: int
+
+    def live_bytes(self, step: int) -> int:
+        """Return the bytes of the buffers that live at `step`."""
+        return sum(_aligned(buffer.size) for buffer in self.buffers if buffer.first <= step <= buffer.last)
 
 
 def plan_memory(buffers: Sequence[Buffer]) -> MemoryPlan:
@@ -59,7 +65,7 @@ def plan_memory(buffers: Sequence[Buffer]) -> MemoryPlan:
     ]
     plans = [_place(sorted(buffers, key=order)) for order in orders]
     offsets, size = min(plans, key=lambda plan: plan[1])
-    return MemoryPlan(offsets, size, _lower_bound(buffers))
+    return MemoryPlan(offsets, tuple(buffers), size, _lower_bound(buffers))
 
 
 def _aligned(size: int) -> int:

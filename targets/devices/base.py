@@ -11,6 +11,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+@dataclass(frozen=True)
+class LayerCost:
+    """What one layer of a firmware takes.
+
+    Args:
+        name: in the integer graph.
+        instructions: executed for one inference, its call included (mean over the counted samples).
+        cycles: estimated likewise, or None where the core has no model.
+        constant_bytes: of flash: weights, scales, biases.
+        live_bytes: of the arena, while it runs.
+    """
+
+    name: str
+    instructions: int
+    cycles: int | None
+    constant_bytes: int
+    live_bytes: int
+
+
 @dataclass(frozen=True, eq=False)
 class Measurement:
     """What running an artifact on a device gave.
@@ -21,6 +40,8 @@ class Measurement:
             empty on an emulator, whose wall clock says nothing about the device.
         instructions: executed for one inference (mean over the samples), or None.
         cycles: estimated for one inference (mean over the samples), or None.
+        sample_cycles: the same for each counted sample.
+        layers: what each layer takes, or None where that is not known.
         flash_bytes: text plus read-only data of the firmware, or None.
         ram_bytes: arena, other writable data and the stack's high-water mark, or None.
     """
@@ -29,6 +50,8 @@ class Measurement:
     latency_ms: tuple[float, ...] = ()
     instructions: int | None = None
     cycles: int | None = None
+    sample_cycles: tuple[int, ...] = ()
+    layers: tuple[LayerCost, ...] | None = None
     flash_bytes: int | None = None
     ram_bytes: int | None = None
 

@@ -20,18 +20,24 @@ from kdpipe.targets.errors import ArtifactError, DeviceError
 
 
 @dataclass(frozen=True)
-class TracedLayer:
-    """A tensor that a traced program hands over.
+class ProgramLayer:
+    """A step of the generated program, and the tensor that a traced one hands over.
 
     Args:
         name: in the integer graph.
         shape: in the integer graph.
         channels_last: the [C, H, W] in whose [H, W, C] order the values lie, or None where they are in order.
+        call: whether it calls a kernel; a view of another tensor does not.
+        constant_bytes: of flash.
+        live_bytes: of the arena, while it runs.
     """
 
     name: str
     shape: tuple[int, ...]
     channels_last: tuple[int, ...] | None
+    call: bool
+    constant_bytes: int
+    live_bytes: int
 
     def restore(self, values: NDArray[np.int8]) -> NDArray[np.int8]:
         """Return `values [N, size]`, as they lie in memory, as [N, *shape]."""
@@ -49,14 +55,14 @@ class CArtifact:
         name: prefix of its symbols.
         input_shape: without the batch, channels first.
         output_shape: without the batch, channels first.
-        layers: what a trace hands over, by layer number.
+        layers: by layer number.
     """
 
     directory: Path
     name: str
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
-    layers: tuple[TracedLayer, ...]
+    layers: tuple[ProgramLayer, ...]
 
     @property
     def sources(self) -> list[Path]:
@@ -66,6 +72,11 @@ class CArtifact:
             self.directory / "model_weights.c",
             *sorted((self.directory / "kernels").glob("*.[cS]")),
         ]
+
+    @property
+    def program_functions(self) -> tuple[str, ...]:
+        """The functions that call the layers' kernels, one after the other."""
+        return (f"{self.name}_run", f"{self.name}_run_in")
 
     def definitions(self, *, traced: bool) -> dict[str, str]:
         """Return the preprocessor definitions of the export itself."""
@@ -139,14 +150,17 @@ def load_c_artifact(directory: Path, core: str) -> CArtifact:
     return CArtifact(directory, described.name, described.input.shape, described.output.shape, layers)
 
 
-def _load_layers(path: Path) -> tuple[TracedLayer, ...]:
+def _load_layers(path: Path) -> tuple[ProgramLayer, ...]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         return tuple(
-            TracedLayer(
+            ProgramLayer(
                 str(layer["name"]),
                 tuple(int(size) for size in layer["shape"]),
                 layer["channels_last"] and tuple(int(size) for size in layer["channels_last"]),
+                bool(layer["call"]),
+                int(layer["constant_bytes"]),
+                int(layer["live_bytes"]),
             )
             for layer in document["layers"]
         )

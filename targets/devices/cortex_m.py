@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kdpipe.targets.devices.base import Measurement
-from kdpipe.targets.devices.c_artifact import CArtifact, load_c_artifact
-from kdpipe.targets.devices.cycle_model import CYCLE_MODELS
+from kdpipe.targets.devices.base import LayerCost, Measurement
+from kdpipe.targets.devices.c_artifact import CArtifact, ProgramLayer, load_c_artifact
+from kdpipe.targets.devices.execution_count import Cost, mean_cost
 from kdpipe.targets.devices.firmware import STACK_BYTES, Firmware, build_firmware
-from kdpipe.targets.devices.unicorn_machine import Cost, MachineFaultError, UnicornMachine
+from kdpipe.targets.devices.sample_runs import Emulation, Fault, run_samples
+from kdpipe.targets.devices.unicorn_machine import MachineFaultError
 from kdpipe.targets.errors import DeviceError, UsageError, did_you_mean
 
 CORES = {
@@ -29,15 +30,15 @@ CORES = {
 _SECONDS_TO_FIND_LAYER = 10.0
 
 
-def create(core: str) -> CortexM:
-    """Return the emulated `core`, one of `CORES`.
+def create(core: str, workers: int = 1) -> CortexM:
+    """Return the emulated `core`, one of `CORES`, whose inputs `workers` processes share.
 
     Raises:
         UsageError: there is no such core.
     """
     if core not in CORES:
         raise UsageError(f"unknown core {core!r}", remedy=did_you_mean(core, CORES))
-    return CortexM(core)
+    return CortexM(core, workers=workers)
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,14 @@ class CortexM:
             reported). Counting slows the emulator down, and runs differ by a few branches only.
         instruction_limit: how many instructions a counted inference may take before it is given up as not returning.
         seconds_limit: how long any inference may take on the wall clock.
+        workers: processes that share the inputs.
     """
 
     core: str
     counted_samples: int = 8
     instruction_limit: int = 2_000_000_000
     seconds_limit: float = 120.0
+    workers: int = 1
 
     @property
     def formats(self) -> tuple[str, ...]:
@@ -74,39 +77,29 @@ class CortexM:
         packed = sources.pack_inputs(inputs)
         count = len(packed)
         counted = {int(index) for index in np.linspace(0, count - 1, min(count, self.counted_samples))}
-        outputs = np.empty((count, sources.output_size), dtype=np.int8)
-        costs: list[Cost] = []
-        with tempfile.TemporaryDirectory(prefix="kdpipe-", ignore_cleanup_errors=True) as directory:
-            firmware = build_firmware(sources, CORES[self.core][0], Path(directory))
-        machine = self._machine(firmware, self.seconds_limit)
-        for index in range(count):
-            values = packed[index].tobytes()
-            try:
-                if index in counted:
-                    output, cost = machine.run_counted(values, sources.output_size)
-                    costs.append(cost)
-                else:
-                    output = machine.run(values, sources.output_size)
-            except MachineFaultError as fault:
-                layer = self._find_layer(sources, values)
-                raise _device_error(fault, firmware, f"sample {index}", layer) from None
-            outputs[index] = np.frombuffer(output, dtype=np.int8)
-            if progress is not None:
-                progress(index + 1, count)
-        cycles = [cost.cycles for cost in costs if cost.cycles is not None]
+        emulation = self._emulation(sources, self.seconds_limit)
+        runs = run_samples(emulation, packed, counted=counted, workers=self.workers, progress=progress)
+        if isinstance(runs, Fault):
+            layer = self._find_layer(sources, packed[runs.sample].tobytes())
+            raise _device_error(runs.reason, runs.address, emulation.firmware, f"sample {runs.sample}", layer)
+        firmware = emulation.firmware
+        mean = mean_cost(runs.costs)
         return Measurement(
-            outputs=sources.unpack_outputs(outputs),
-            instructions=round(np.mean([cost.instructions for cost in costs])) if costs else None,
-            cycles=round(np.mean(cycles)) if cycles else None,
+            outputs=sources.unpack_outputs(runs.outputs),
+            instructions=mean.instructions,
+            cycles=mean.cycles,
+            sample_cycles=tuple(cost.cycles for cost in runs.costs if cost.cycles is not None),
+            layers=_layer_costs(sources.layers, mean),
             flash_bytes=firmware.flash_bytes,
-            ram_bytes=firmware.static_ram_bytes + machine.stack_bytes(),
+            ram_bytes=firmware.static_ram_bytes + runs.stack_bytes,
         )
 
     def trace(self, artifact: Path, inputs: NDArray[np.int8]) -> dict[str, NDArray[np.int8]]:
         """Run a firmware that shows each layer's output; see `Device.trace`. Every tensor but the input is there."""
         sources = load_c_artifact(artifact, self.core)
         packed = sources.pack_inputs(inputs)
-        firmware, machine = self._traced(sources, self.seconds_limit)
+        emulation = self._emulation(sources, self.seconds_limit, traced=True)
+        machine = emulation.machine()
         recorded: list[list[NDArray[np.int8]]] = []
         for index, row in enumerate(packed):
             layers: list[NDArray[np.int8]] = []
@@ -119,30 +112,31 @@ class CortexM:
                 )
             except MachineFaultError as fault:
                 layer = sources.layers[len(layers)].name if len(layers) < len(sources.layers) else None
-                raise _device_error(fault, firmware, f"sample {index}", layer) from None
+                where = f"sample {index}"
+                raise _device_error(fault.reason, fault.address, emulation.firmware, where, layer) from None
             recorded.append(layers)
         return sources.unpack_trace(recorded)
 
-    def _machine(self, firmware: Firmware, seconds_limit: float) -> UnicornMachine:
-        return UnicornMachine(
-            firmware,
-            CORES[self.core][1],
-            CYCLE_MODELS.get(self.core),
-            instruction_limit=self.instruction_limit,
-            seconds_limit=seconds_limit,
-        )
-
-    def _traced(self, sources: CArtifact, seconds_limit: float) -> tuple[Firmware, UnicornMachine]:
+    def _emulation(self, sources: CArtifact, seconds_limit: float, *, traced: bool = False) -> Emulation:
+        compiler_name, emulator_name = CORES[self.core]
         with tempfile.TemporaryDirectory(prefix="kdpipe-", ignore_cleanup_errors=True) as directory:
-            firmware = build_firmware(sources, CORES[self.core][0], Path(directory), traced=True)
-        return firmware, self._machine(firmware, seconds_limit)
+            firmware = build_firmware(sources, compiler_name, Path(directory), traced=traced)
+        return Emulation(
+            firmware,
+            self.core,
+            emulator_name,
+            sources.output_size,
+            sources.program_functions,
+            self.instruction_limit,
+            seconds_limit,
+        )
 
     def _find_layer(self, sources: CArtifact, values: bytes) -> str | None:
         """Return the name of the layer in which the program stops on the input `values`, where it can be told."""
         finished: list[int] = []
         try:
-            _, machine = self._traced(sources, min(self.seconds_limit, _SECONDS_TO_FIND_LAYER))
-            machine.run_traced(
+            seconds = min(self.seconds_limit, _SECONDS_TO_FIND_LAYER)
+            self._emulation(sources, seconds, traced=True).machine().run_traced(
                 values, sources.output_size, f"{sources.name}_trace", lambda layer, _: finished.append(layer)
             )
         except MachineFaultError:
@@ -153,11 +147,22 @@ class CortexM:
         return None
 
 
-def _device_error(fault: MachineFaultError, firmware: Firmware, sample: str, layer: str | None) -> DeviceError:
-    function = firmware.function_at(fault.address)
+def _layer_costs(layers: Sequence[ProgramLayer], mean: Cost) -> tuple[LayerCost, ...] | None:
+    """Return what each layer that calls a kernel takes, or None where the compiler left another number of calls."""
+    called = [layer for layer in layers if layer.call]
+    if len(called) != len(mean.calls):
+        return None
+    return tuple(
+        LayerCost(layer.name, cost.instructions, cost.cycles, layer.constant_bytes, layer.live_bytes)
+        for layer, cost in zip(called, mean.calls, strict=True)
+    )
+
+
+def _device_error(reason: str, address: int, firmware: Firmware, sample: str, layer: str | None) -> DeviceError:
+    function = firmware.function_at(address)
     inside = f" in {function}" if function else ""
     return DeviceError(
-        f"the firmware stopped at {fault.address:#010x}{inside}: {fault.reason}",
+        f"the firmware stopped at {address:#010x}{inside}: {reason}",
         where=f"{sample}, layer {layer}" if layer else sample,
         remedy=f"The exported C sources are damaged, or need more than the {STACK_BYTES // 1024} KiB of stack",
     )

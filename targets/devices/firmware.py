@@ -28,6 +28,7 @@ class Firmware:
         segments: bytes to load, by physical address.
         symbols: addresses by name; those of functions without the Thumb bit.
         functions: (address, name) of each function, sorted.
+        function_sizes: bytes of each function by name.
         stack: first address of the stack, and the first one beyond it.
         flash_bytes: code, constants and the initial values of data.
         static_ram_bytes: initialized and zeroed data, without the stack.
@@ -36,6 +37,7 @@ class Firmware:
     segments: tuple[tuple[int, bytes], ...]
     symbols: Mapping[str, int]
     functions: tuple[tuple[int, str], ...]
+    function_sizes: Mapping[str, int]
     stack: tuple[int, int]
     flash_bytes: int
     static_ram_bytes: int
@@ -44,6 +46,11 @@ class Firmware:
         """Return the name of the function that `address` lies in or behind, or None before the first."""
         index = bisect_right(self.functions, (address, "\U0010ffff")) - 1
         return self.functions[index][1] if index >= 0 else None
+
+    def function_range(self, name: str) -> range:
+        """Return the addresses of the function `name`, none if it is not in the image."""
+        start = self.symbols.get(name, 0)
+        return range(start, start + self.function_sizes.get(name, 0))
 
 
 def build_firmware(artifact: CArtifact, cpu: str, directory: Path, *, traced: bool = False) -> Firmware:
@@ -112,13 +119,14 @@ def read_firmware(path: Path) -> Firmware:
                     ram += int(section["sh_size"])
             table = elf.get_section_by_name(".symtab")
             entries = [
-                (symbol.name, int(symbol["st_value"]), symbol["st_info"]["type"] == "STT_FUNC")
+                (symbol.name, int(symbol["st_value"]), int(symbol["st_size"]), symbol["st_info"]["type"] == "STT_FUNC")
                 for symbol in table.iter_symbols()
                 if symbol.name and symbol["st_shndx"] != "SHN_UNDEF"
             ]
     except (ELFError, OSError, AttributeError) as error:
         raise DeviceError(f"not a readable firmware image ({error})", where=str(path)) from None
-    symbols = {name: value & ~1 if function else value for name, value, function in entries}
-    functions = tuple(sorted((value & ~1, name) for name, value, function in entries if function))
+    symbols = {name: value & ~1 if function else value for name, value, _, function in entries}
+    functions = tuple(sorted((value & ~1, name) for name, value, _, function in entries if function))
+    function_sizes = {name: size for name, _, size, function in entries if function}
     stack = (symbols["firmware_stack_bottom"], symbols["firmware_stack_top"])
-    return Firmware(segments, symbols, functions, stack, flash, ram)
+    return Firmware(segments, symbols, functions, function_sizes, stack, flash, ram)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdpipe.targets.devices.cycle_model import BlockCost, BlockCosts, CycleModel
+from kdpipe.targets.devices.execution_count import Block, Cost, ExecutionCount
 from kdpipe.targets.devices.firmware import Firmware
 from kdpipe.targets.errors import DeviceError, MissingDependencyError
 
@@ -31,19 +30,6 @@ class MachineFaultError(Exception):
         super().__init__(reason)
         self.reason = reason
         self.address = address
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What one run cost.
-
-    Args:
-        instructions: executed, exactly; those that an IT instruction skips are counted, as they take their cycle.
-        cycles: estimated, or None where the core has no model.
-    """
-
-    instructions: int
-    cycles: int | None
 
 
 class UnicornMachine:
@@ -81,7 +67,7 @@ class UnicornMachine:
         self._firmware = firmware
         self._costs = BlockCosts(cycle_model)
         self._cycle_model = cycle_model
-        self._known_blocks: dict[tuple[int, int], BlockCost] = {}
+        self._known_blocks: dict[Block, BlockCost] = {}
         self._instruction_limit = instruction_limit
         self._microseconds = int(seconds_limit * 1e6)
         self._invalid_access: int | None = None
@@ -110,37 +96,32 @@ class UnicornMachine:
             raise MachineFaultError(f"the network returned error {status}", symbols["firmware_infer"])
         return bytes(machine.mem_read(symbols["firmware_output"], output_size))
 
-    def run_counted(self, values: bytes, output_size: int) -> tuple[bytes, Cost]:
-        """As `run`, with what it cost; slower by a callback for each basic block."""
-        blocks: Counter[tuple[int, int]] = Counter()
-        taken, executed, end = 0, 0, -1
-        exceeded = False
+    def run_counted(self, values: bytes, output_size: int, program: Sequence[str] = ()) -> tuple[bytes, Cost]:
+        """As `run`, with what it cost; slower by a callback for each basic block.
+
+        Args:
+            values: as in `run`.
+            output_size: as in `run`.
+            program: names of the functions whose calls are told apart in `Cost.calls`.
+        """
+        taken_branch = None if self._cycle_model is None else self._cycle_model.taken_branch
+        ranges = [self._firmware.function_range(name) for name in program]
+        count = ExecutionCount(self._block_cost, taken_branch, ranges)
 
         def on_block(machine: object, address: int, size: int, user_data: object) -> None:
-            nonlocal taken, executed, end, exceeded
-            block = (address, size)
-            blocks[block] += 1
-            if address != end and end >= 0:
-                taken += 1
-            end = address + size
-            executed += (self._known_blocks.get(block) or self._block_cost(block)).instructions
-            if executed > self._instruction_limit:
-                exceeded = True
+            count.enter((address, size))
+            if count.instructions > self._instruction_limit:
                 self._machine.emu_stop()
 
         try:
             with self._hooked(self._unicorn.UC_HOOK_BLOCK, on_block):
                 output = self.run(values, output_size)
         except MachineFaultError as fault:
-            if exceeded:
+            if count.instructions > self._instruction_limit:
                 reason = f"did not return within {self._instruction_limit} instructions"
                 raise MachineFaultError(reason, fault.address) from None
             raise
-        if self._cycle_model is None:
-            return output, Cost(executed, None)
-        cycles = sum((self._known_blocks[block].cycles or 0) * count for block, count in blocks.items())
-        # The return to the idle loop is a taken branch as well.
-        return output, Cost(executed, cycles + (taken + 1) * self._cycle_model.taken_branch)
+        return output, count.cost()
 
     def run_traced(self, values: bytes, output_size: int, trace_function: str, trace: TraceFunction) -> bytes:
         """As `run`, calling `trace(layer, output)` whenever the firmware calls its function `trace_function`."""
@@ -207,8 +188,9 @@ class UnicornMachine:
         self._invalid_access = address
         return False
 
-    def _block_cost(self, block: tuple[int, int]) -> BlockCost:
-        address, size = block
-        cost = self._costs.cost(bytes(self._machine.mem_read(address, size)))
-        self._known_blocks[block] = cost
+    def _block_cost(self, block: Block) -> BlockCost:
+        cost = self._known_blocks.get(block)
+        if cost is None:
+            address, size = block
+            cost = self._known_blocks[block] = self._costs.cost(bytes(self._machine.mem_read(address, size)))
         return cost
