@@ -10,7 +10,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from kdpipe.pipeline.cli_words import spread_names
-from kdpipe.pipeline.exit_codes import exit_codes
+from kdpipe.pipeline.exit_codes import GATE_FAILED, exit_codes
 
 app = typer.Typer(
     name="kdpipe",
@@ -50,6 +50,7 @@ class Listing(StrEnum):
     TARGETS = "targets"
     OPS = "ops"
     DEVICES = "devices"
+    BOARDS = "boards"
     LOSSES = "losses"
     DATA = "data"
 
@@ -181,7 +182,26 @@ def export(
 def validate(
     artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An exported model, or a quantized one.")],
     data: Annotated[str, typer.Option("--data", help="A data source such as digits or digits.test, or a directory.")],
-    device: Annotated[str, typer.Option("--device", help="Where to run it: see `kdpipe ls devices`.")] = "host",
+    device: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--device", help="Where to run it: see `kdpipe ls devices`. [default: the board's core, or host]"),
+    ] = None,
+    board: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--board", help="The board to estimate for: see `kdpipe ls boards`. Its memories are limits."),
+    ] = None,
+    boards: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--boards", metavar="FILE", help="Further boards, in the form of boards.toml."),
+    ] = None,
+    clock_mhz: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--clock-mhz", min=1e-3, help="The core's clock, by which cycles become a latency."),
+    ] = None,
+    wait_state_factor: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--wait-state-factor", min=1.0, help="How many times as long as the cycle model says."),
+    ] = None,
     reference: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--reference", metavar="MODEL", help="The quantized model or QDQ ONNX file to compare with."),
@@ -193,6 +213,23 @@ def validate(
     samples: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option("--samples", min=1, help="How many images to run. [default: all]"),
+    ] = None,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes that share an emulator's images.")] = 1,
+    flash_kib: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--flash-kib", min=0, help="The most flash, in KiB: exit code 1 beyond, as for all limits."),
+    ] = None,
+    ram_kib: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--ram-kib", min=0, help="The most RAM, stack included, in KiB."),
+    ] = None,
+    latency_ms: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--latency-ms", min=0, help="The longest median latency, in ms."),
+    ] = None,
+    accuracy: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--accuracy", min=0, max=1, help="The least accuracy, a fraction."),
     ] = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
@@ -207,26 +244,23 @@ def validate(
             require_directory(baseline, "--baseline", "Give the directory of a model, such as runs/NAME/model")
         from kdpipe.pipeline.data_source import split_directory
         from kdpipe.pipeline.store import Store, default_root
-        from kdpipe.pipeline.tables import print_json, print_record, progress_bar
-        from kdpipe.stages.validate import validate_artifact
+        from kdpipe.pipeline.validate_command import validate_and_print
+        from kdpipe.stages.device_choice import choose_device
 
-        split = split_directory(data, Store(store or default_root()))
-        with progress_bar("images") as progress:
-            record = validate_artifact(
-                artifact,
-                device=device,
-                split=split,
-                reference=reference,
-                baseline=baseline,
-                samples=samples,
-                progress=progress,
-            )
-        if as_json:
-            from kdpipe.pipeline.execution import target_to_json
-
-            print_json(target_to_json(record))
-        else:
-            print_record(record)
+        limits = {"flash_kib": flash_kib, "ram_kib": ram_kib, "latency_ms": latency_ms, "accuracy": accuracy}
+        passed = validate_and_print(
+            artifact,
+            choose_device(device, board=board, boards=boards, clock_mhz=clock_mhz, wait_state_factor=wait_state_factor),
+            split=split_directory(data, Store(store or default_root())),
+            reference=reference,
+            baseline=baseline,
+            samples=samples,
+            workers=workers,
+            limits={name: limit for name, limit in limits.items() if limit is not None},
+            as_json=as_json,
+        )
+        if not passed:
+            raise typer.Exit(GATE_FAILED)
 
 
 @app.command()

@@ -6,9 +6,11 @@ Gates are no part of a stage's key: changing a limit evaluates it anew and runs 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from kdpipe.targets.devices.fit import flash_excess, ram_excess
 
 Record = Mapping[str, Any]
 """A TargetRecord as JSON, as manifests store it."""
@@ -40,7 +42,11 @@ class Gate:
 
 @dataclass(frozen=True)
 class GateResult:
-    """A gate that was evaluated; `value` is None when the figure is missing, and `reason` says why."""
+    """A gate that was evaluated.
+
+    `value` is None when the figure is missing, and `reason` says why; of a value that breaks its limit, `reason` says
+    what is in the way, where that is known.
+    """
 
     name: str
     limit: float
@@ -58,10 +64,11 @@ def evaluate_gates(gates: Mapping[str, float], record: Record) -> list[GateResul
     """Compare a validation's figures with the limits declared for it.
 
     Args:
-        gates: limits by the names of GATES.
+        gates: limits by the names of GATES. They take the place of the board's.
         record: what the validation found.
     """
-    return [_evaluate(name, limit, record) for name, limit in gates.items()]
+    limits = {**record.get("limits", {}), **gates}
+    return [_evaluate(name, limit, record) for name, limit in limits.items()]
 
 
 def _evaluate(name: str, limit: float, record: Record) -> GateResult:
@@ -70,7 +77,11 @@ def _evaluate(name: str, limit: float, record: Record) -> GateResult:
         return GateResult(name, limit, None, False, value)
     if not math.isfinite(value):
         return GateResult(name, limit, None, False, f"the value is not a finite number ({value})")
-    return GateResult(name, limit, value, GATES[name].holds(value, limit))
+    passed = GATES[name].holds(value, limit)
+    explain = _EXPLANATIONS.get(name)
+    if passed or explain is None or not record.get("layers"):
+        return GateResult(name, limit, value, passed)
+    return GateResult(name, limit, value, passed, explain(record["layers"], value - limit))
 
 
 def _accuracy_drop(record: Record) -> float | str:
@@ -106,6 +117,12 @@ def _optional(key: str, unit: float = 1.0) -> Figure:
 
     return figure
 
+
+_EXPLANATIONS: Mapping[str, Callable[[Sequence[Record], float], str]] = {
+    "flash_kib": flash_excess,
+    "ram_kib": ram_excess,
+}
+"""Of a limit that is broken: what is in the way."""
 
 GATES: Mapping[str, Gate] = {
     "accuracy": Gate("top-1 accuracy, at least; a fraction", True, 1.0, lambda record: float(record["accuracy"])),

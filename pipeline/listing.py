@@ -69,6 +69,14 @@ def list_devices() -> Iterator[Row]:
         yield {"name": name, "summary": device.summary, "formats": list(device.formats)}
 
 
+def list_boards() -> Iterator[Row]:
+    """Yield the boards with their cores, clocks and memories."""
+    from kdpipe.targets.devices.boards import load_boards
+
+    for name, board in load_boards().items():
+        yield {"name": name, **board.model_dump(exclude={"source"})}
+
+
 def list_losses() -> Iterator[Row]:
     """Yield the distillation losses."""
     from kdpipe.stages.knowledge.registry import LOSSES
@@ -91,6 +99,7 @@ LISTINGS: dict[str, Callable[[], Iterator[Row]]] = {
     "targets": list_targets,
     "ops": list_operators,
     "devices": list_devices,
+    "boards": list_boards,
     "losses": list_losses,
     "data": list_data,
 }

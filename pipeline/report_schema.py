@@ -68,7 +68,7 @@ class FileReport(_Strict):
 
 
 class LatencyReport(_Strict):
-    """Milliseconds on a wall clock for one image."""
+    """Milliseconds for one image: on a wall clock, or estimated with a clock."""
 
     median: float = Field(ge=0)
     p95: float = Field(ge=0)
@@ -80,6 +80,23 @@ class ParityReport(_Strict):
     max_step_difference: int | None
     top1_agreement: float | None
     first_divergent_layer: str | None
+
+
+class ClockReport(_Strict):
+    """What a latency was estimated with, from cycles."""
+
+    mhz: float = Field(gt=0)
+    wait_state_factor: float = Field(ge=1)
+
+
+class LayerReport(_Strict):
+    """What one layer of a firmware takes for one image."""
+
+    name: str
+    instructions: int = Field(ge=0)
+    cycles: int | None
+    constant_bytes: int = Field(ge=0, description="of flash: weights, scales, biases")
+    live_bytes: int = Field(ge=0, description="of the arena, while it runs")
 
 
 class GateReport(_Strict):
@@ -107,6 +124,10 @@ class TargetFindings(_Strict):
     flash_bytes: int | None
     ram_bytes: int | None
     parity: ParityReport | None
+    clock: ClockReport | None = Field(description="that latency_ms was estimated with; null where it was measured")
+    layers: list[LayerReport] | None
+    board: str | None
+    limits: dict[str, float] = Field(description="gates that the board sets")
 
 
 class TargetReport(TargetFindings):

@@ -13,11 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from kdpipe.pipeline.doctor import Finding
-from kdpipe.pipeline.execution import target_to_json
 from kdpipe.pipeline.listing import Row, shown
 from kdpipe.pipeline.plan import Step
 from kdpipe.pipeline.report.gates import sentence
-from kdpipe.stages.base import TargetRecord
 
 
 def print_json(value: Any) -> None:
@@ -61,19 +59,44 @@ def print_findings(findings: Sequence[Finding]) -> None:
     _print(table)
 
 
-def print_record(record: TargetRecord) -> None:
-    """Print what a validation found."""
+def print_figures(rows: Sequence[tuple[str, str]]) -> None:
+    """Print the `figures` of a validation."""
     table = _table("", "")
     table.show_header = False
-    for name, value in figures(target_to_json(record)):
+    for name, value in rows:
         table.add_row(Text(name), Text(value))
     _print(table)
+
+
+def print_layers(layers: Sequence[Mapping[str, Any]] | None) -> None:
+    """Print what each layer of a firmware takes, if it is known."""
+    if not layers:
+        return
+    table = _table("layer", "instructions", "cycles", "constants", "arena")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for layer in layers:
+        table.add_row(
+            Text(layer["name"]),
+            Text(f"{layer['instructions']:,}"),
+            Text("-" if layer["cycles"] is None else f"{layer['cycles']:,}"),
+            Text(f"{layer['constant_bytes'] / 1024:.1f} KiB"),
+            Text(f"{layer['live_bytes'] / 1024:.1f} KiB"),
+        )
+    _print(table)
+
+
+def print_failures(sentences: Sequence[str]) -> None:
+    """Print the gates that are broken, one sentence each."""
+    for told in sentences:
+        _print(Text(told, style="bold red"))
 
 
 def figures(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the figures of a validation as (name, value in words); what was not measured is left out."""
     rows = [
         ("format", str(record["format"])),
+        *([("board", str(record["board"]))] if record.get("board") else []),
         ("device", str(record["device"])),
         ("accuracy", f"{100 * record['accuracy']:.2f} % of {record['samples']} images"),
     ]
@@ -89,7 +112,11 @@ def figures(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         size = sum(file["bytes"] for file in record["files"])
         rows.append(("size", f"{size / 1024:.1f} KiB in {len(record['files'])} files"))
     if latency := record.get("latency_ms"):
-        rows.append(("latency", f"{latency['median']:.3f} ms median, {latency['p95']:.3f} ms p95"))
+        told = f"{latency['median']:.3f} ms median, {latency['p95']:.3f} ms p95"
+        if clock := record.get("clock"):
+            told += f", estimated at {clock['mhz']:g} MHz"
+            told += f" with a wait-state factor of {clock['wait_state_factor']:g}"
+        rows.append(("latency", told))
     for name in ("instructions", "cycles"):
         if record.get(name) is not None:
             rows.append((name, f"{record[name]:,}"))
@@ -134,11 +161,14 @@ def print_report(report: Mapping[str, Any], folder: Path) -> None:
                 Text(f"{passed} of {len(gates)}" if gates else "-", style="" if passed == len(gates) else "bold red"),
             )
         _print(targets)
-    for target in report["targets"]:
-        for gate in target["gates"]:
-            if not gate["passed"]:
-                told = sentence(target["name"], gate["name"], gate["limit"], gate["value"], gate.get("reason"))
-                _print(Text(told, style="bold red"))
+    print_failures(
+        [
+            sentence(target["name"], gate["name"], gate["limit"], gate["value"], gate.get("reason"))
+            for target in report["targets"]
+            for gate in target["gates"]
+            if not gate["passed"]
+        ]
+    )
     _print(Text(f"{report['status']}: {folder / 'report.html'}"))
 
 

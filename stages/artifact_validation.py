@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from kdpipe.stages.artifacts import ImageSpace, Split, load_network, load_split, normalize
 from kdpipe.stages.base import TargetRecord
+from kdpipe.stages.device_choice import Clock
 from kdpipe.stages.training.device import limited_threads
 from kdpipe.stages.training.ensemble import TeacherEnsemble
 from kdpipe.targets.artifact import read_artifact
@@ -66,6 +67,8 @@ def validate_on_device(
     reference: Path | None,
     baseline: Path | None,
     samples: int | None,
+    clock: Clock | None,
+    workers: int,
     progress: Progress | None,
 ) -> TargetRecord:
     """Do what `kdpipe.stages.validate.validate_artifact` says."""
@@ -83,7 +86,7 @@ def validate_on_device(
         return _validate_float(artifact, device_name, data, baseline_accuracy, progress)
     with nullcontext() if reference is None else as_graph_directory(reference) as graph:
         return _validate_quantized(
-            _describe(artifact), device_name, entry.create(), data, graph, baseline_accuracy, progress
+            _describe(artifact), device_name, entry.create(workers), data, graph, baseline_accuracy, clock, progress
         )
 
 
@@ -176,6 +179,7 @@ def _validate_quantized(
     data: Split,
     reference: Path | None,
     baseline_accuracy: float | None,
+    clock: Clock | None,
     progress: Progress | None,
 ) -> TargetRecord:
     _check_fit(quantized.path, quantized.input_shape, int(np.prod(quantized.output_shape)), quantized.classes, data)
@@ -202,7 +206,9 @@ def _validate_quantized(
         accuracy=_accuracy(measured.outputs, data),
         samples=len(data),
         baseline_accuracy=baseline_accuracy,
-        latency_ms=_latency(measured.latency_ms),
+        latency_ms=_latency([clock.milliseconds(c) for c in measured.sample_cycles] if clock else measured.latency_ms),
+        clock=asdict(clock) if clock and measured.sample_cycles else None,
+        layers=tuple(asdict(layer) for layer in measured.layers) if measured.layers is not None else None,
         instructions=measured.instructions,
         cycles=measured.cycles,
         flash_bytes=measured.flash_bytes,

@@ -124,7 +124,13 @@ class TargetRecord:
         accuracy: top-1 on the samples, in [0, 1].
         samples: how many images were run.
         baseline_accuracy: top-1 of the `baseline` input on the same images, in [0, 1].
-        latency_ms: {"median", "p95"}, or None on emulators.
+        latency_ms: {"median", "p95"}: on a wall clock, or, where there is a `clock`, estimated from cycles; None on
+            emulators without one.
+        clock: {"mhz", "wait_state_factor"} that latency_ms was estimated with, or None.
+        layers: what each layer takes, in the order of execution: {"name", "instructions", "cycles", "constant_bytes",
+            "live_bytes"}, as kdpipe.targets.devices.base.LayerCost; or None.
+        board: a name of `kdpipe ls boards`, if one was named.
+        limits: of the board, as gates by their names.
         parity: {"max_step_difference", "top1_agreement", "first_divergent_layer"} against the integer reference.
     """
 
@@ -140,6 +146,10 @@ class TargetRecord:
     flash_bytes: int | None = None
     ram_bytes: int | None = None
     parity: Mapping[str, Any] | None = None
+    clock: Mapping[str, float] | None = None
+    layers: tuple[Mapping[str, Any], ...] | None = None
+    board: str | None = None
+    limits: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

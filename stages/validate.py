@@ -8,10 +8,21 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from kdpipe.stages.base import Accepts, Complaint, Inputs, Outcome, Stage, StageContext, StageParams, TargetRecord
+from kdpipe.stages.base import (
+    Accepts,
+    Complaint,
+    Inputs,
+    Outcome,
+    ReadsFile,
+    Stage,
+    StageContext,
+    StageParams,
+    TargetRecord,
+)
+from kdpipe.stages.device_choice import DEFAULT_DEVICE, Clock, DeviceChoice, choose_device
 from kdpipe.targets.devices.formats import format_of_kind
 from kdpipe.targets.devices.registry import DEVICES
-from kdpipe.targets.errors import did_you_mean
+from kdpipe.targets.errors import UsageError, did_you_mean
 
 
 class ValidateParams(StageParams):
@@ -31,32 +42,73 @@ class ValidateParams(StageParams):
         Accepts("network", "ensemble", "integer-graph"),
         Field(description="The network whose accuracy on the same images accuracy_drop is measured from."),
     ] = None
-    device: str = Field("host", description="Where to run it: a name of `kdpipe ls devices`.")
+    device: str | None = Field(
+        None, description="Where to run it: a name of `kdpipe ls devices`. The board's core, without a board host."
+    )
+    board: str | None = Field(
+        None, description="The board to estimate for, a name of `kdpipe ls boards`; its flash and RAM become gates."
+    )
+    boards: Annotated[str | None, ReadsFile()] = Field(
+        None, description="A file of further boards, in the form of boards.toml."
+    )
+    clock_mhz: float | None = Field(
+        None, gt=0, description="The core's clock, by which cycles become an estimated latency; else the board's."
+    )
+    wait_state_factor: float | None = Field(
+        None, ge=1, description="How many times as long as the cycle model says; 1, or the board's, if not given."
+    )
     samples: int | None = Field(None, ge=1, description="How many images to run, from the first; all if not given.")
+    workers: int = Field(1, ge=1, description="Processes that share the images of an emulated device.")
 
     @field_validator("device")
     @classmethod
-    def _is_known(cls, device: str) -> str:
-        if device not in DEVICES:
+    def _is_known(cls, device: str | None) -> str | None:
+        if device is not None and device not in DEVICES:
             raise ValueError(f"unknown device {device!r}. {did_you_mean(device, DEVICES)}")
         return device
 
+    def choice(self, boards: Path | None) -> DeviceChoice:
+        """Return where to run; `boards` is the file of that name, if it is set.
+
+        Raises:
+            UsageError: see `choose_device`.
+        """
+        return choose_device(
+            self.device,
+            board=self.board,
+            boards=boards,
+            clock_mhz=self.clock_mhz,
+            wait_state_factor=self.wait_state_factor,
+        )
+
 
 def complaints(params: ValidateParams, kinds: Mapping[str, tuple[str, ...]]) -> Iterator[Complaint]:
-    """Complain of a device that can't run the artifact."""
-    for kind in kinds.get("artifact", ()):
-        artifact_format = format_of_kind(kind)
-        formats = DEVICES[params.device].formats
-        if artifact_format not in formats:
-            yield "device", f"the device {params.device} can't run {kind}", f"It runs {', '.join(formats)}"
+    """Complain of a device that can't run the artifact, or that the board does not have."""
+    device = params.device or DEFAULT_DEVICE
+    # boards of a file of their own are known when it is read, at the run
+    if params.boards is None or params.board is None:
+        try:
+            device = params.choice(None).device
+        except UsageError as error:
+            yield "board" if params.board else "clock_mhz", error.message, error.remedy
+            return
+        for kind in kinds.get("artifact", ()):
+            artifact_format = format_of_kind(kind)
+            formats = DEVICES[device].formats
+            if artifact_format not in formats:
+                field = "device" if params.device else "board"
+                yield field, f"the device {device} can't run {kind}", f"It runs {', '.join(formats)}"
 
 
 def run(params: ValidateParams, inputs: Inputs, context: StageContext) -> Outcome:
     """Run the artifact and return what was found, as a TargetRecord."""
     reference, baseline = inputs.get("reference"), inputs.get("baseline")
+    choice = params.choice(context.file(params.boards) if params.boards else None)
     record = validate_artifact(
         inputs["artifact"].path,
-        device=params.device,
+        device=choice.device,
+        clock=choice.clock,
+        workers=params.workers,
         split=inputs["data"].path,
         reference=reference.path if reference else None,
         baseline=baseline.path if baseline else None,
@@ -67,7 +119,7 @@ def run(params: ValidateParams, inputs: Inputs, context: StageContext) -> Outcom
     if record.parity is not None:
         metrics["max_step_difference"] = record.parity["max_step_difference"]
         metrics["top1_agreement"] = record.parity["top1_agreement"]
-    return Outcome(metrics=metrics, target=record)
+    return Outcome(metrics=metrics, target=choice.complete(record))
 
 
 def validate_artifact(
@@ -78,6 +130,8 @@ def validate_artifact(
     reference: Path | None = None,
     baseline: Path | None = None,
     samples: int | None = None,
+    clock: Clock | None = None,
+    workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> TargetRecord:
     """Run one artifact on one device.
@@ -90,6 +144,8 @@ def validate_artifact(
             None without it.
         baseline: the directory of a network, an ensemble or an integer graph.
         samples: how many images to run; all if None.
+        clock: that an emulated device's latency is estimated with.
+        workers: processes that share the images of an emulated device.
         progress: called as progress(done, total), images both.
 
     Raises:
@@ -108,6 +164,8 @@ def validate_artifact(
         reference=reference,
         baseline=baseline,
         samples=samples,
+        clock=clock,
+        workers=workers,
         progress=progress,
     )
 

@@ -96,6 +96,23 @@ class Parity(_Entry):
     first_divergent_layer: str | None = None
 
 
+class Clock(_Entry):
+    """What a latency was estimated with."""
+
+    mhz: float
+    wait_state_factor: float = 1.0
+
+
+class Layer(_Entry):
+    """What one layer of a firmware takes for one image."""
+
+    name: str
+    instructions: float
+    cycles: float | None = None
+    constant_bytes: float
+    live_bytes: float
+
+
 class Gate(_Entry):
     """A limit that a validation must keep."""
 
@@ -122,6 +139,9 @@ class Target(_Entry):
     flash_bytes: float | None = None
     ram_bytes: float | None = None
     parity: Parity | None = None
+    clock: Clock | None = None
+    layers: list[Layer] | None = None
+    board: str | None = None
     gates: list[Gate] = Field(default_factory=list)
 
     @property

@@ -53,4 +53,5 @@ def sentence(target: str, gate: str, limit: float, value: float | None, reason: 
     if value is None:
         why = f" ({reason})" if reason else ""
         return f"{target}: {gate} was not measured{why}, {bound}"
-    return f"{target}: {gate} is {amount(gate, value)}, {bound}"
+    told = f"{target}: {gate} is {amount(gate, value)}, {bound}"
+    return f"{told}: {reason}" if reason else told

@@ -12,7 +12,7 @@ from kdpipe.pipeline.report import bars, gates, scatter
 from kdpipe.pipeline.report.document import Parity, Target
 from kdpipe.pipeline.report.formatting import DASH, count, percent, plural, points, size
 
-EMULATED = "an emulator's clock says nothing about the device; see the cycles"
+EMULATED = "an emulator's clock says nothing about the device; see the cycles, or give the validation a board"
 NOT_MEASURED = "not measured on this device"
 ONLY_EMULATED = "counted only on an emulated microcontroller"
 ONLY_FIRMWARE = "only a microcontroller's firmware has flash and RAM"
@@ -20,6 +20,7 @@ NO_BASELINE = "no baseline was given to compare with"
 NO_REFERENCE = "no integer reference was given to compare with"
 NO_FILES = "no deployable file is listed"
 NO_DIVERGENCE = "every step agrees, so no layer diverges"
+NO_CYCLES = "there is no cycle model of this core"
 NOT_TRACED = "the layers were not compared one by one"
 
 
@@ -87,13 +88,19 @@ def targets_table(targets: Sequence[Target]) -> Table | None:
     """Return the table of targets: accuracy, size, latency and what a microcontroller needs."""
     columns = ("Accuracy", "Drop", "Files", "Latency", "Instructions", "Cycles", "Flash", "RAM", "Gates")
     return _table(
-        columns, [TableRow(t.name, f"{t.format} on {t.device}", i, _target_cells(t)) for i, t in enumerate(targets)]
+        columns, [TableRow(t.name, f"{t.format} on {_place(t)}", i, _target_cells(t)) for i, t in enumerate(targets)]
     )
+
+
+def _place(target: Target) -> str:
+    return f"{target.device} ({target.board})" if target.board else target.device
 
 
 def _target_cells(target: Target) -> tuple[Cell, ...]:
     latency, emulated = target.latency_ms, target.cycles is not None or target.instructions is not None
     tail = f"p95 {latency.p95:.3g} ms" if latency and latency.p95 is not None else ""
+    if target.clock is not None:
+        tail = f"estimated at {target.clock.mhz:g} MHz"
     images = f"{count(target.samples)} images" if target.samples is not None else ""
     return (
         _cell(target.accuracy, lambda value: percent(value, 2), NOT_MEASURED, images),
@@ -163,6 +170,27 @@ def _parity_cells(parity: Parity) -> tuple[Cell, ...]:
     difference = _cell(parity.max_step_difference, steps, NO_REFERENCE)
     agreement = _cell(parity.top1_agreement, lambda value: percent(value, 2), NO_REFERENCE)
     return agreement, Cell(difference.text, missing=difference.missing, tone="good" if exact else ""), layer
+
+
+def layers_table(target: Target) -> Table | None:
+    """Return what each layer of a target's firmware takes, its share of all instructions beside it; None if unknown."""
+    layers = target.layers or []
+    total = sum(layer.instructions for layer in layers) or 1.0
+    rows = [
+        TableRow(
+            layer.name,
+            "",
+            None,
+            (
+                Cell(count(layer.instructions), percent(layer.instructions / total)),
+                _cell(layer.cycles, count, NO_CYCLES),
+                Cell(size(layer.constant_bytes)),
+                Cell(size(layer.live_bytes)),
+            ),
+        )
+        for layer in layers
+    ]
+    return _table(("Instructions", "Cycles", "Constants", "Arena"), rows)
 
 
 def target_charts(targets: Sequence[Target]) -> tuple[Picture, ...]:

@@ -19,6 +19,7 @@ from kdpipe.pipeline.report.target_view import (
     Table,
     drop,
     gates_table,
+    layers_table,
     parity_table,
     shipped,
     target_charts,
@@ -72,6 +73,7 @@ class Page:
     charts: tuple[Picture, ...]
     gates: Table | None
     parity: Table | None
+    layers: tuple[tuple[str, Table], ...]
     stages: tuple[StageView, ...] = field(default_factory=tuple)
 
     @property
@@ -97,6 +99,7 @@ def page(report: Report, folder: Path) -> Page:
         charts=target_charts(report.targets),
         gates=gates_table(report.targets),
         parity=parity_table(report.targets),
+        layers=tuple((target.name, table) for target in report.targets if (table := layers_table(target))),
         stages=stage_views(report.stages, folder),
     )
 

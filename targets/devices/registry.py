@@ -21,17 +21,24 @@ class DeviceEntry:
         formats: what it runs.
         function: what creates it, as "module:function"; imported when it is used.
         arguments: of that function.
+        emulated: whether it is an emulated core: its inputs can be shared by processes, its cycles are estimates.
     """
 
     summary: str
     formats: tuple[str, ...]
     function: str
     arguments: tuple[str, ...] = ()
+    emulated: bool = False
 
-    def create(self) -> Device:
-        """Return the device, ready to be asked; packages it needs may still turn out to be missing."""
+    def create(self, workers: int = 1) -> Device:
+        """Return the device, ready to be asked; packages it needs may still turn out to be missing.
+
+        Args:
+            workers: processes that share an emulated device's inputs; other devices have one.
+        """
         module, function = self.function.split(":")
-        device: Device = getattr(import_module(module), function)(*self.arguments)
+        options = {"workers": workers} if self.emulated else {}
+        device: Device = getattr(import_module(module), function)(*self.arguments, **options)
         return device
 
 
@@ -58,5 +65,6 @@ for _name, _title in _CORES.items():
             ("c",),
             "kdpipe.targets.devices.cortex_m:create",
             (_name,),
+            emulated=True,
         )
     )

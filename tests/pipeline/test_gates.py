@@ -33,6 +33,30 @@ VALUES = {
 }
 
 
+LAYERS = [
+    {"name": "first", "instructions": 400, "cycles": 500, "constant_bytes": 1024, "live_bytes": 6144},
+    {"name": "last", "instructions": 500, "cycles": 500, "constant_bytes": 40960, "live_bytes": 2048},
+]
+
+
+def test_what_does_not_fit_is_told_by_layer() -> None:
+    flash, ram = evaluate_gates({"flash_kib": 32, "ram_kib": 4}, {**RECORD, "layers": LAYERS})
+    assert not flash.passed
+    assert not ram.passed
+    assert flash.reason is not None
+    assert flash.reason.startswith("32.0 KiB too much; the largest constants are of last (40.0 KiB), first (1.0 KiB)")
+    assert ram.reason is not None
+    assert ram.reason.startswith("4.0 KiB too much; first needs most, 6.0 KiB")
+    assert evaluate_gates({"flash_kib": 64}, {**RECORD, "layers": LAYERS})[0].reason is None
+
+
+def test_a_board_sets_gates_and_declared_ones_take_their_place() -> None:
+    record = {**RECORD, "limits": {"flash_kib": 128, "ram_kib": 4}}
+    found = {gate.name: (gate.limit, gate.passed) for gate in evaluate_gates({"ram_kib": 16}, record)}
+    assert found == {"flash_kib": (128, True), "ram_kib": (16, True)}
+    assert [gate.passed for gate in evaluate_gates({}, record)] == [True, False]
+
+
 def test_every_gate_is_tested() -> None:
     assert set(VALUES) == set(GATES)
 

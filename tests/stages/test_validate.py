@@ -1,5 +1,6 @@
 """Validation: exact figures on labels that are known to be right or wrong, and everything that does not fit."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from kdpipe.pipeline.cli import app
 from kdpipe.pipeline.problems import SpecError
 from kdpipe.pipeline.spec import load_spec
 from kdpipe.stages import validate
@@ -249,3 +251,49 @@ def test_an_onnx_file_is_a_reference_too(graph, split: Path, tmp_path: Path) -> 
     artifact = exported(graph, "c", tmp_path)
     record = validate_artifact(artifact, device="host", split=split, reference=theirs)
     assert record.parity == {"max_step_difference": 0, "top1_agreement": 1.0, "first_divergent_layer": None}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "path", "message"),
+    [
+        (["device=null", "board=nucleo"], "board", "unknown board 'nucleo'"),
+        (["board=arduino-due"], "board", "the board arduino-due has a cortex-m3, not a cortex-m4"),
+        (["device=host", "clock_mhz=100"], "clock_mhz", "host measures its latency itself"),
+    ],
+)
+def test_a_wrong_board_is_found_before_anything_runs(overrides: list[str], path: str, message: str) -> None:
+    pipeline = Path(__file__).resolve().parents[2] / "pipeline.yaml"
+    with pytest.raises(SpecError) as refused:
+        load_spec(pipeline, [f"stages.mcu.{override}" for override in overrides])
+    assert [problem.path for problem in refused.value.problems] == [("stages", "mcu", path)]
+    assert message in refused.value.problems[0].message
+
+
+def test_limits_on_the_command_line(graph, split: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 0 where the board's and the command's limits are kept, 1 where one is not, 2 for a wrong board."""
+    pytest.importorskip("unicorn")
+    artifact = exported(graph, "c", tmp_path)
+
+    def kdpipe(*options: str) -> tuple[int, str]:
+        words = ["validate", str(artifact), "--data", str(split), "--samples", "2", *options]
+        code = app(words, standalone_mode=False)
+        captured = capsys.readouterr()
+        return code or 0, captured.out + captured.err
+
+    code, text = kdpipe("--board", "nucleo-l4r5zi", "--ram-kib", "64", "--latency-ms", "1000", "--json")
+    found = json.loads(text)
+    assert code == 0
+    assert {gate["name"]: gate["limit"] for gate in found["gates"]} == {
+        "flash_kib": 2048,
+        "ram_kib": 64,
+        "latency_ms": 1000,
+    }
+    assert found["clock"] == {"mhz": 120, "wait_state_factor": 1.29}
+    assert found["latency_ms"]["median"] == pytest.approx(found["cycles"] * 1.29 / 120e3, rel=0.05)
+    code, text = kdpipe("--device", "cortex-m4", "--flash-kib", "1", "--ram-kib", "0.5", "--clock-mhz", "1")
+    assert code == 1
+    assert "flash_kib is" in text
+    assert "the largest constants are of" in text
+    assert "KiB of arena at once" in text
+    assert "estimated at 1 MHz" in text
+    assert kdpipe("--board", "nucleo")[0] == 2

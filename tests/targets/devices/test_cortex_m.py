@@ -9,7 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from kdpipe.targets import reference
-from kdpipe.targets.c.generator import arena_bytes, export
+from kdpipe.targets.c.generator import arena_bytes, constant_bytes, export
+from kdpipe.targets.c.storage import assign_storage
 from kdpipe.targets.devices import c_compiler, cortex_m
 from kdpipe.targets.devices.c_artifact import load_c_artifact
 from kdpipe.targets.devices.firmware import build_firmware, read_firmware
@@ -94,17 +95,41 @@ def test_counts_equal_single_stepping(exported_graph: Exported, random_inputs: I
     values = artifact.pack_inputs(random_inputs(graph, 1))[0].tobytes()
     counted = []
     for _ in range(3):
-        counted.append(machine.run_counted(values, artifact.output_size)[1].instructions)
+        counted.append(machine.run_counted(values, artifact.output_size, artifact.program_functions)[1])
         machine.run(values, artifact.output_size)
-    stepped = 0
-
-    def step(*_: object) -> None:
-        nonlocal stepped
-        stepped += 1
-
-    with machine._hooked(unicorn.UC_HOOK_CODE, step):
+    names: list[str | None] = []
+    with machine._hooked(unicorn.UC_HOOK_CODE, lambda _, address, *__: names.append(firmware.function_at(address))):
         machine.run(values, artifact.output_size)
-    assert counted == [stepped] * 3
+    assert [cost.instructions for cost in counted] == [len(names)] * 3
+    # a layer ends where the program goes on
+    inside = [name in artifact.program_functions for name in names]
+    returns = [index for index in range(1, len(names)) if inside[index] and not inside[index - 1]][1:]
+    ends = [0, *returns[:-1], len(names)]
+    assert [call.instructions for call in counted[0].calls] == list(np.diff(ends))
+
+
+@pytest.mark.parametrize("seed", [3, 5])
+def test_layers_add_up_and_processes_share_the_work(
+    seed: int, random_graph: Callable[..., IntegerGraph], random_inputs: Inputs, tmp_path: Path
+) -> None:
+    graph = random_graph(seed, rounding="single")
+    export(graph, tmp_path, "cortex-m4")
+    inputs = random_inputs(graph, 12)
+    alone, shared = (cortex_m.create("cortex-m4", workers).measure(tmp_path, inputs) for workers in (1, 2))
+    np.testing.assert_array_equal(alone.outputs, shared.outputs)
+    assert (alone.instructions, alone.cycles, alone.ram_bytes, alone.sample_cycles, alone.layers) == (
+        *(shared.instructions, shared.cycles, shared.ram_bytes),
+        *(shared.sample_cycles, shared.layers),
+    )
+    assert alone.layers is not None
+    assert [layer.name for layer in alone.layers] == [
+        node.name for node in graph.nodes if node.name not in assign_storage(graph, {}).views
+    ]
+    # each figure is a rounded mean by itself
+    assert abs(sum(layer.instructions for layer in alone.layers) - alone.instructions) <= len(alone.layers)
+    assert abs(sum(layer.cycles for layer in alone.layers) - alone.cycles) <= len(alone.layers)
+    assert sum(layer.constant_bytes for layer in alone.layers) == sum(constant_bytes(graph, "cortex-m4").values())
+    assert max(layer.live_bytes for layer in alone.layers) <= arena_bytes(graph, "cortex-m4")
 
 
 def _damaged(exported: Exported, tmp_path: Path, statement: str, before: str = "    return 0;") -> Path:
