@@ -28,7 +28,7 @@ def load_model(path: Path) -> IntegerGraph:
         MissingDependencyError: the file is ONNX, and onnx is not installed.
     """
     if is_onnx_file(path):
-        from kdpipe.targets.qdq import read_graph
+        from kdpipe.targets.qdq.reader import read_graph
 
         return read_graph(path)
     return load_graph(path)

@@ -40,9 +40,9 @@ from kdpipe.targets.graph import (
     TensorType,
 )
 from kdpipe.targets.onnx import STORED_SUFFIX
-from kdpipe.targets.qdq_file import MAX_ELEMENTS, Constant, FileNode, OnnxFile, read_onnx
-from kdpipe.targets.qdq_operators import OPERATORS, refuse_operator
-from kdpipe.targets.qdq_values import (
+from kdpipe.targets.qdq.onnx_file import MAX_ELEMENTS, Constant, FileNode, OnnxFile, read_onnx
+from kdpipe.targets.qdq.operators import OPERATORS, refuse_operator
+from kdpipe.targets.qdq.values import (
     RANGES,
     Accumulation,
     Exact,
@@ -124,7 +124,7 @@ def _check_quantized(file: OnnxFile) -> None:
 
 @dataclass
 class Reader:
-    """The walk over the file's nodes; also what `qdq_operators.py` needs of it."""
+    """The walk over the file's nodes; also what `operators.py` needs of it."""
 
     file: OnnxFile
     values: dict[str, Value] = field(default_factory=dict)

@@ -31,7 +31,7 @@ from kdpipe.targets.graph import (
     Weight,
 )
 from kdpipe.targets.lower import absorb
-from kdpipe.targets.qdq_file import Constant
+from kdpipe.targets.qdq.onnx_file import Constant
 
 RANGES = {"UINT8": (0, 255), "INT8": (-128, 127), "UINT4": (0, 15), "INT4": (-8, 7), "UINT2": (0, 3), "INT2": (-2, 1)}
 """The element types of stored integers."""

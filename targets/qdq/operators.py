@@ -1,4 +1,4 @@
-"""What each ONNX operator of a QDQ file does to the values that it reads; see `qdq_values.py` for those.
+"""What each ONNX operator of a QDQ file does to the values that it reads; see `values.py` for those.
 
 Each function takes the reader and the file's node, and returns the value of the node's first output, or None where
 an earlier one has defined it. Source: ONNX operators, https://onnx.ai/onnx/operators/.
@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from kdpipe.targets.errors import GraphError, UnsupportedError
 from kdpipe.targets.graph import Quantization
-from kdpipe.targets.qdq_elements import channel_slice, concatenation, function, product, reshape, resize, split
-from kdpipe.targets.qdq_file import Constant, FileNode
-from kdpipe.targets.qdq_layers import channel_line, convolution, linear
-from kdpipe.targets.qdq_pools import average_pool, flatten, global_average_pool, max_pool, reduce_mean
-from kdpipe.targets.qdq_values import (
+from kdpipe.targets.qdq.elements import channel_slice, concatenation, function, product, reshape, resize, split
+from kdpipe.targets.qdq.layers import channel_line, convolution, linear
+from kdpipe.targets.qdq.onnx_file import Constant, FileNode
+from kdpipe.targets.qdq.pools import average_pool, flatten, global_average_pool, max_pool, reduce_mean
+from kdpipe.targets.qdq.values import (
     RANGES,
     Dequantized,
     Grouped,
@@ -32,7 +32,7 @@ from kdpipe.targets.qdq_values import (
 )
 
 if TYPE_CHECKING:
-    from kdpipe.targets.qdq import Reader
+    from kdpipe.targets.qdq.reader import Reader
 
 
 def refuse_operator(op: str) -> NoReturn:

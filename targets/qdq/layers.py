@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from kdpipe.targets.errors import UnsupportedError
 from kdpipe.targets.graph import Padding, Pair, Weight, convolution_output_size
-from kdpipe.targets.qdq_file import Constant, FileNode
-from kdpipe.targets.qdq_values import Accumulation, Dequantized, Exact, Real, integer_bias
+from kdpipe.targets.qdq.onnx_file import Constant, FileNode
+from kdpipe.targets.qdq.values import Accumulation, Dequantized, Exact, Real, integer_bias
 
 if TYPE_CHECKING:
-    from kdpipe.targets.qdq import Reader
+    from kdpipe.targets.qdq.reader import Reader
 
 LARGEST_DIAGONAL = 1024
 """Features up to which a line by feature, y = gain * x + offset, becomes a linear layer."""

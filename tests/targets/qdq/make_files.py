@@ -1,7 +1,7 @@
-"""Makes tests/targets/qdq_files: networks quantized by Brevitas and NNCF, for the tests of qdq.py.
+"""Makes tests/targets/qdq/files: networks quantized by Brevitas and NNCF, for the tests of targets/qdq.
 
 Run by hand, in an environment of its own with `pip install kdpipe[onnx] brevitas==0.13.4 nncf==3.4.0 onnxscript`:
-`python tests/targets/make_qdq_files.py brevitas nncf`. The tests read the committed files.
+`python tests/targets/qdq/make_files.py brevitas nncf`. The tests read the committed files.
 """
 
 import importlib.util
@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-FILES = HERE / "qdq_files"
+FILES = HERE / "files"
 
 
 def networks() -> Any:
-    """Return the module qdq_networks.py beside this one."""
-    spec = importlib.util.spec_from_file_location("qdq_networks", HERE / "qdq_networks.py")
+    """Return the module networks.py beside this one."""
+    spec = importlib.util.spec_from_file_location("qdq_networks", HERE / "networks.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -1,7 +1,7 @@
 """An ONNX file read with care: nothing in it is believed before it is checked, nothing outside its folder is read.
 
-What is here knows ONNX's container only; what the operators mean is `qdq.py`'s concern. Sizes are checked against the
-bytes that are there before anything is allocated, so that a small file can't ask for a large tensor.
+What is here knows ONNX's container only; what the operators mean is `reader.py`'s concern. Sizes are checked against
+the bytes that are there before anything is allocated, so that a small file can't ask for a large tensor.
 
 Source: ONNX IR specification, https://github.com/onnx/onnx/blob/main/docs/IR.md and ExternalData.md.
 """

@@ -14,12 +14,12 @@ import numpy as np
 
 from kdpipe.targets.errors import UnsupportedError
 from kdpipe.targets.graph import AveragePool2d, Flatten, MaxPool2d, Padding, Pair, Weight
-from kdpipe.targets.qdq_file import Constant, FileNode
-from kdpipe.targets.qdq_layers import convolved_shape, positive_pair, window_padding
-from kdpipe.targets.qdq_values import Accumulation, Exact, Real, Rearrangement, Stored
+from kdpipe.targets.qdq.layers import convolved_shape, positive_pair, window_padding
+from kdpipe.targets.qdq.onnx_file import Constant, FileNode
+from kdpipe.targets.qdq.values import Accumulation, Exact, Real, Rearrangement, Stored
 
 if TYPE_CHECKING:
-    from kdpipe.targets.qdq import Reader
+    from kdpipe.targets.qdq.reader import Reader
 
 
 def max_pool(reader: Reader, node: FileNode) -> Real | Stored:

@@ -10,12 +10,12 @@ import numpy as np
 
 from kdpipe.targets.errors import UnsupportedError
 from kdpipe.targets.graph import ChannelShuffle, Concat, Slice, Upsample
-from kdpipe.targets.qdq_file import Constant, FileNode
-from kdpipe.targets.qdq_pools import flattened, rearranged, shape_of
-from kdpipe.targets.qdq_values import Exact, Function, Grouped, Joined, Product, Real, Stored, Value
+from kdpipe.targets.qdq.onnx_file import Constant, FileNode
+from kdpipe.targets.qdq.pools import flattened, rearranged, shape_of
+from kdpipe.targets.qdq.values import Exact, Function, Grouped, Joined, Product, Real, Stored, Value
 
 if TYPE_CHECKING:
-    from kdpipe.targets.qdq import Reader
+    from kdpipe.targets.qdq.reader import Reader
 
 
 def function(reader: Reader, node: FileNode) -> Real:

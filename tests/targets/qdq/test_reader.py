@@ -12,23 +12,24 @@ import pytest
 from numpy.typing import NDArray
 
 from kdpipe.targets import onnx as exporter
-from kdpipe.targets import qdq, reference
+from kdpipe.targets import reference
 from kdpipe.targets.errors import ArtifactError, GraphError, KdpipeError, UnsupportedError
 from kdpipe.targets.graph import AveragePool2d, Conv2d, Linear, Requantize
-from kdpipe.targets.qdq_operators import OPERATORS
-from kdpipe.targets.qdq_values import offset_of
+from kdpipe.targets.qdq import reader
+from kdpipe.targets.qdq.operators import OPERATORS
+from kdpipe.targets.qdq.values import offset_of
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-FILES = Path(__file__).parent / "qdq_files"
+FILES = Path(__file__).parent / "files"
 VARIANTS: list[dict[str, bool]] = [{}, {"batch_norm": True}, {"mat_mul": True}, {"relu6": True}]
 
 
 @pytest.fixture(scope="module")
 def networks() -> ModuleType:
-    """The module qdq_networks.py, which importlib mode leaves off the path."""
-    spec = importlib.util.spec_from_file_location("qdq_networks", Path(__file__).parent / "qdq_networks.py")
+    """The module networks.py, which importlib mode leaves off the path."""
+    spec = importlib.util.spec_from_file_location("qdq_networks", Path(__file__).parent / "networks.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -44,7 +45,7 @@ def session(model: Any) -> Any:
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def trace(path: Path, reading: qdq.Reading, images: NDArray[np.float32]) -> dict[str, NDArray[np.int8]]:
+def trace(path: Path, reading: reader.Reading, images: NDArray[np.float32]) -> dict[str, NDArray[np.int8]]:
     """Run the file in onnxruntime and return the stored integers of the graph's tensors."""
     model = onnx.load(path)
     present = {value.name for value in model.graph.output}
@@ -59,7 +60,7 @@ def trace(path: Path, reading: qdq.Reading, images: NDArray[np.float32]) -> dict
     }
 
 
-def logits(path: Path, reading: qdq.Reading, images: NDArray[np.float32]) -> tuple[Any, Any]:
+def logits(path: Path, reading: reader.Reading, images: NDArray[np.float32]) -> tuple[Any, Any]:
     """Return the outputs as onnxruntime and as the integer reference compute them, real numbers both."""
     model, graph = onnx.load(path), reading.graph
     theirs = session(model).run(None, {model.graph.input[0].name: images})[0]
@@ -96,7 +97,7 @@ def test_quantize_static_is_within_one_step_a_layer(
     activation: str, per_channel: bool, variant: dict[str, bool], quantized: Any, networks: Any, layer_differences: Any
 ) -> None:
     path = quantized(activation, per_channel, **variant)
-    reading, images = qdq.read(path), networks.images(100, seed=5)
+    reading, images = reader.read(path), networks.images(100, seed=5)
     traced = trace(path, reading, images)
     assert {"stem", "conv1", "conv2", "add", "logits"} <= traced.keys()
     assert (reading.graph.input.quantization.quantize(images) == traced[reading.graph.input_name]).all()
@@ -112,7 +113,7 @@ def test_files_of_brevitas_and_nncf_are_within_one_step_a_layer(
     name: str, networks: ModuleType, layer_differences: Any
 ) -> None:
     path = FILES / f"{name}.onnx"
-    reading, images = qdq.read(path), networks.images(200, seed=5)
+    reading, images = reader.read(path), networks.images(200, seed=5)
     traced = trace(path, reading, images)
     assert len(traced) >= 5
     assert max(layer_differences(reading.graph, traced).values()) <= 1
@@ -127,7 +128,7 @@ def test_files_of_brevitas_and_nncf_are_within_one_step_a_layer(
 
 
 def test_brevitas_weights_are_stored_at_the_width_they_have() -> None:
-    graph = qdq.read_graph(FILES / "brevitas_w3a4.onnx")
+    graph = reader.read_graph(FILES / "brevitas_w3a4.onnx")
     assert {node.name: weight.bits for node, weight in graph.weights()} == {
         "/stem/Conv": 8,
         "/conv1/Conv": 3,
@@ -144,7 +145,7 @@ def test_scales_by_channel_of_an_activation_go_into_the_depthwise_weights() -> N
         if tensor.name == "scale_relu3_out_1"
     ]
     assert scales[0].shape == (16,), "the file is to have what this test is about"
-    graph = qdq.read_graph(FILES / "nncf_mixed.onnx")
+    graph = reader.read_graph(FILES / "nncf_mixed.onnx")
     assert graph.tensor("expand").quantization.scale == scales[0].max()
 
 
@@ -153,7 +154,7 @@ def test_our_own_files_come_back_the_same(rounding: str, random_graph: Any, rand
     for seed in range(25):
         graph = random_graph(seed, rounding=rounding)
         (path,) = exporter.export(graph, tmp_path)
-        back = qdq.read_graph(path)
+        back = reader.read_graph(path)
         assert [node.name for node in back.nodes] == [node.name for node in graph.nodes]
         assert back.class_names == graph.class_names
         assert back.normalization == graph.normalization
@@ -168,7 +169,7 @@ def test_its_c_equals_the_reference_to_the_bit(source: str, quantized: Any, netw
     from kdpipe.targets.devices.host_c import HostC
 
     path = quantized("QUInt8") if source == "quantize_static" else FILES / f"{source}.onnx"
-    graph = qdq.read_graph(path)
+    graph = reader.read_graph(path)
     export_graph(path, "c", tmp_path / "c")
     inputs = graph.input.quantization.quantize(networks.images(20, seed=6))
     measured = HostC().measure(tmp_path / "c", inputs)
@@ -176,7 +177,7 @@ def test_its_c_equals_the_reference_to_the_bit(source: str, quantized: Any, netw
 
 
 def test_a_relu_is_its_layers_range_and_a_mean_with_steps_of_its_own_rounds_once(quantized: Any) -> None:
-    graph = qdq.read_graph(quantized("QInt8", per_channel=True))
+    graph = reader.read_graph(quantized("QInt8", per_channel=True))
     nodes = {node.name: node for node in graph.nodes}
     assert nodes["stem"].output.quantization.qmin == nodes["stem"].output.quantization.zero_point
     assert isinstance(nodes["mean"].op, Conv2d | AveragePool2d)
@@ -231,7 +232,7 @@ def test_operators_on_elements_are_within_one_step_a_layer(
     path = tmp_path / "theirs.onnx"
     model = element_network(np.random.default_rng(0))
     networks.quantize_with_onnxruntime(path, model, activation=activation, per_channel=True)
-    reading, images = qdq.read(path), networks.images(100, seed=5)
+    reading, images = reader.read(path), networks.images(100, seed=5)
     kinds = {type(node.op).__name__ for node in reading.graph.nodes}
     assert {"Slice", "Concat", "Lookup", "Mul", "Upsample"} <= kinds
     traced = trace(path, reading, images)
@@ -250,7 +251,7 @@ def test_a_batch_norm_between_convolution_and_quantizer_is_absorbed(
             node.input[0] = f"{node.name.removesuffix('_bn')}_out"
             assert any(node.input[0] in conv.output for conv in model.graph.node if conv.op_type == "Conv")
     path.write_bytes(model.SerializeToString())
-    reading, images = qdq.read(path), networks.images(50, seed=5)
+    reading, images = reader.read(path), networks.images(50, seed=5)
     assert "conv1" not in {node.name for node in reading.graph.nodes} or "conv1_bn" not in reading.stored
     differences = layer_differences(reading.graph, trace(path, reading, images))
     assert max(differences.values()) <= 1
@@ -351,11 +352,11 @@ def test_a_bad_file_is_refused_with_its_place(
 
 def test_data_beside_the_file_is_read_but_not_through_a_link(quantized: Any, tmp_path: Path) -> None:
     path = quantized()
-    expected = next(qdq.read_graph(path).weights())[1].values
+    expected = next(reader.read_graph(path).weights())[1].values
     data = initializer(onnx.load(path), "stem.w_quantized").raw_data
     (tmp_path / "w.bin").write_bytes(data)
     broken(path, external("w.bin"))
-    assert (next(qdq.read_graph(path).weights())[1].values == expected).all()
+    assert (next(reader.read_graph(path).weights())[1].values == expected).all()
     outside = tmp_path.parent / f"{tmp_path.name}.bin"
     (tmp_path / "w.bin").rename(outside)
     try:
@@ -363,14 +364,14 @@ def test_data_beside_the_file_is_read_but_not_through_a_link(quantized: Any, tmp
     except OSError:
         pytest.skip("this system makes no links")
     with pytest.raises(ArtifactError, match="outside the file's folder"):
-        qdq.read_graph(path)
+        reader.read_graph(path)
 
 
 def test_a_float_network_is_refused(networks: ModuleType, tmp_path: Path) -> None:
     path = tmp_path / "float.onnx"
     onnx.save(networks.residual_network(), path)
     with pytest.raises(UnsupportedError, match="the network is not quantized") as refused:
-        qdq.read_graph(path)
+        reader.read_graph(path)
     assert "quantize_static" in str(refused.value.remedy)
 
 
@@ -385,13 +386,13 @@ def test_damaged_files_give_errors_for_users_only(quantized: Any) -> None:
             damaged[position] ^= 1 << int(rng.integers(0, 8))
         path.write_bytes(bytes(damaged))
         try:
-            qdq.read_graph(path)
+            reader.read_graph(path)
         except KdpipeError:
             refused += 1
     assert refused > 150
 
 
 def test_the_documented_operators_are_those_that_are_read() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "targets.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[3] / "docs" / "targets.md").read_text(encoding="utf-8")
     listed = text.partition("- Read are ")[2].partition(".")[0]
     assert set(listed.replace(" and ", ", ").replace("\n ", "").split(", ")) == set(OPERATORS)

@@ -1,4 +1,4 @@
-"""A small residual network in float ONNX, and images for it: what other tools quantize for the tests of qdq.py."""
+"""A small residual network in float ONNX, and images for it: what other tools quantize for the tests of targets/qdq."""
 
 from pathlib import Path
 from typing import Any
