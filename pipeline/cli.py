@@ -42,6 +42,20 @@ class Core(StrEnum):
     CORTEX_M33 = "cortex-m33"
 
 
+class Weights(StrEnum):
+    """How exported files store weights of fewer than 8 bits."""
+
+    PACKED = "packed"
+    INT8 = "int8"
+
+
+class Elements(StrEnum):
+    """What an exported file's input and output can be of."""
+
+    INT8 = "int8"
+    FLOAT32 = "float32"
+
+
 class Listing(StrEnum):
     """What `kdpipe ls` lists."""
 
@@ -166,7 +180,18 @@ def export(
         Path, typer.Argument(metavar="MODEL", help="A quantized model: runs/NAME/model, or a QDQ ONNX file.")
     ],
     directory: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where the files go.")],
-    core: Annotated[Core, typer.Option("--core", help="What C sources are for.")] = Core.GENERIC,
+    core: Annotated[
+        Optional[Core],  # noqa: UP045
+        typer.Option("--core", help="c: what the sources are for. [default: generic]"),
+    ] = None,
+    weights: Annotated[
+        Optional[Weights],  # noqa: UP045
+        typer.Option("--weights", help="onnx, tflite: how weights of 2 to 4 bits are stored. [default: packed]"),
+    ] = None,
+    io: Annotated[
+        Optional[Elements],  # noqa: UP045
+        typer.Option("--io", help="tflite: the elements of the file's input and output. [default: int8]"),
+    ] = None,
     debug: DebugOption = False,
 ) -> None:
     """Write a quantized model for one target."""
@@ -174,7 +199,9 @@ def export(
         require_model(model, "MODEL")
         from kdpipe.stages.export import export_graph
 
-        for path in export_graph(model, target.value, directory, core.value):
+        options = {"core": core, "weights": weights, "io": io}
+        chosen = {name: choice.value for name, choice in options.items() if choice is not None}
+        for path in export_graph(model, target.value, directory, chosen):
             typer.echo(str(path))
 
 

@@ -6,13 +6,14 @@ import shutil
 import uuid
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from kdpipe.stages.base import Accepts, Inputs, Outcome, Stage, StageContext, StageParams
 from kdpipe.targets.c.cores import GENERIC, CoreName
 from kdpipe.targets.errors import StorageError, UsageError
+from kdpipe.targets.exporters import EXPORTERS
 
 TargetName = Literal["onnx", "openvino", "tflite", "c"]
 
@@ -25,10 +26,14 @@ class ExportParams(StageParams):
         ("onnx", "openvino", "tflite", "c"), min_length=1, description="What to write: an output of the stage for each."
     )
     core: CoreName = Field(
-        GENERIC,
-        description="What the C sources are for; other targets take no notice. cortex-m4, m7 and m33 have "
-        "kernels of their own.",
+        GENERIC, description="c: what the sources are for. cortex-m4, m7 and m33 have kernels of their own."
     )
+    weights: Literal["packed", "int8"] = Field(
+        "packed",
+        description="onnx, tflite: weights of 2 to 4 bits packed, or all as int8 for readers that know nothing "
+        "narrower.",
+    )
+    io: Literal["int8", "float32"] = Field("int8", description="tflite: the elements of the file's input and output.")
 
     @field_validator("targets")
     @classmethod
@@ -37,11 +42,26 @@ class ExportParams(StageParams):
             raise ValueError(f"{', '.join(repeated)} is named twice")
         return targets
 
+    @model_validator(mode="after")
+    def _options_have_a_target(self) -> Self:
+        for option in sorted(OPTIONS & self.model_fields_set):
+            having = [target for target in EXPORTERS if option in EXPORTERS[target].options]
+            if not set(having) & set(self.targets):
+                raise ValueError(f"{option} is an option of {' and '.join(having)}, which the targets do not name")
+        return self
+
+    def options(self, target: str) -> dict[str, str]:
+        """Return the options that `target` has, by name."""
+        return {name: getattr(self, name) for name in EXPORTERS[target].options}
+
+
+OPTIONS = frozenset({"core", "weights", "io"})
+"""The parameters that are options of targets; each holds for the targets that have it."""
+
 
 def run(params: ExportParams, inputs: Inputs, context: StageContext) -> Outcome:
     """Write the graph for each target into the output of that name."""
     from kdpipe.targets.artifact import read_artifact
-    from kdpipe.targets.exporters import EXPORTERS
     from kdpipe.targets.graph_files import load_graph
 
     graph = load_graph(inputs["graph"].path)
@@ -49,7 +69,7 @@ def run(params: ExportParams, inputs: Inputs, context: StageContext) -> Outcome:
     for done, target in enumerate(params.targets):
         context.progress(done, len(params.targets), unit="target")
         directory = context.output(target)
-        EXPORTERS[target].export(graph, directory, params.core)
+        EXPORTERS[target].export(graph, directory, **params.options(target))
         artifact = read_artifact(directory)
         metrics[f"{target}_bytes"] = sum(size for _, size in artifact.sizes(directory))
         metrics[f"{target}_weight_bytes"] = artifact.weight_bytes["values"]
@@ -62,7 +82,7 @@ def outputs(params: ExportParams) -> Mapping[str, str]:
     return {target: target for target in params.targets}
 
 
-def export_graph(model: Path, target: str, directory: Path, core: str = GENERIC) -> list[Path]:
+def export_graph(model: Path, target: str, directory: Path, options: Mapping[str, str] | None = None) -> list[Path]:
     """Write a quantized network for one target, all of it or nothing.
 
     Args:
@@ -70,24 +90,22 @@ def export_graph(model: Path, target: str, directory: Path, core: str = GENERIC)
         target: a name of `kdpipe ls targets`.
         directory: where to write. If it is there, it must be empty or hold an earlier export and nothing else,
             which is replaced.
-        core: what C sources are for.
+        options: choices by option, such as {"core": "cortex-m4"}: see `kdpipe.targets.exporters`.
 
     Returns:
         The files that were written.
 
     Raises:
-        UsageError: the target or the core is unknown, the target has no cores, or the directory holds something else.
+        UsageError: the target is unknown or has no such option, or the directory holds something else.
         ArtifactError: the model can't be read.
         UnsupportedError: the target can't express a layer, or the ONNX file has one without an integer form.
         GraphError: the model has scales or sums that integers can't hold.
         StorageError: the directory can't be written.
     """
-    from kdpipe.targets.exporters import EXPORTERS
     from kdpipe.targets.model_files import load_model
 
-    exporter = EXPORTERS[target]
-    if core != GENERIC and not exporter.has_cores:
-        raise UsageError(f"{target} is not written for a core", remedy="Leave out --core, or export c")
+    exporter, chosen = EXPORTERS[target], dict(options or {})
+    exporter.check(chosen)
     graph = load_model(model)
     try:
         directory = directory.resolve()
@@ -97,7 +115,7 @@ def export_graph(model: Path, target: str, directory: Path, core: str = GENERIC)
         unfinished = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}.unfinished")
         unfinished.mkdir()
         try:
-            written = [path.relative_to(unfinished) for path in exporter.export(graph, unfinished, core)]
+            written = [path.relative_to(unfinished) for path in exporter.export(graph, unfinished, **chosen)]
             _refuse_foreign_files(directory, {path.relative_to(unfinished) for path in _files(unfinished)})
             _replace(directory, unfinished)
         finally:

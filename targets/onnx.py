@@ -16,7 +16,7 @@ Source: ONNX operators 25, https://onnx.ai/onnx/operators/.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,14 @@ from kdpipe.targets.operator_support import refuse_unsupported
 from kdpipe.targets.packing import pack_lowest_first
 
 OPSET = 25
+"""The first with INT2."""
+INT8_OPSET = 14
+"""The first with all that is written where every weight is int8: HardSwish is its latest."""
 FILE = "model.onnx"
 OFFSET = 128
 """What is added to the graph's integers, in [-128, 127], to store them as uint8."""
-STORED_BITS = {2: 2, 3: 4, 4: 4, 8: 8}
+STORED_BITS = {"packed": {2: 2, 3: 4, 4: 4, 8: 8}, "int8": {2: 8, 3: 8, 4: 8, 8: 8}}
+"""By the choice of `weights`, the width at which weights of each width are stored."""
 STORED_SUFFIX = "/stored"
 
 
@@ -60,32 +64,44 @@ def stored_name(tensor: str) -> str:
     return f"{tensor}{STORED_SUFFIX}"
 
 
-def export(graph: IntegerGraph, directory: Path) -> list[Path]:
+def export(graph: IntegerGraph, directory: Path, weights: str = "packed") -> list[Path]:
     """Write `graph` as model.onnx, and artifact.json, into `directory`; return the deployable files.
 
     The input is float32 `input` [N, C, H, W], normalized; the output float32 `logits` [N, ...]; N is free.
+
+    Args:
+        graph: what to write.
+        directory: where to.
+        weights: `packed` at 2, 4 or 8 bits, or all as `int8`, in an older opset, for readers that know nothing newer.
 
     Raises:
         UnsupportedError: an operator can't be expressed.
         MissingDependencyError: onnx is not installed.
     """
     onnx = require("onnx", "onnx")
-    model = build_model(graph)
+    model = build_model(graph, weights)
     onnx.checker.check_model(model, full_check=True)
     path = directory / FILE
     path.write_bytes(model.SerializeToString(deterministic=True))
     write_artifact(
-        describe(graph, target="onnx", files=[FILE], input_type="float32", layout="NCHW", stored_bits=STORED_BITS),
+        describe(
+            graph,
+            target="onnx",
+            files=[FILE],
+            input_type="float32",
+            layout="NCHW",
+            stored_bits=STORED_BITS[weights],
+        ),
         directory,
     )
     return [path]
 
 
-def build_model(graph: IntegerGraph) -> Any:
-    """Return `graph` as an onnx.ModelProto."""
+def build_model(graph: IntegerGraph, weights: str = "packed") -> Any:
+    """Return `graph` as an onnx.ModelProto; `weights` as in `export`."""
     refuse_unsupported(graph, _WRITERS, "ONNX")
     onnx = require("onnx", "onnx")
-    writer = _Writer(onnx)
+    writer = _Writer(onnx, STORED_BITS[weights])
     writer.quantize(INPUT_NAME, graph.input_name, graph.input.quantization)
     for node in graph.nodes:
         _WRITERS[type(node.op)](writer, graph, node, node.op)
@@ -100,7 +116,7 @@ def build_model(graph: IntegerGraph) -> Any:
             [helper.make_tensor_value_info(OUTPUT_NAME, float32, ["N", *output.shape])],
             writer.initializers,
         ),
-        opset_imports=[helper.make_opsetid("", OPSET)],
+        opset_imports=[helper.make_opsetid("", OPSET if weights == "packed" else INT8_OPSET)],
         producer_name="kdpipe",
         producer_version=kdpipe_version(),
     )
@@ -126,8 +142,9 @@ def _properties(graph: IntegerGraph) -> dict[str, str]:
 class _Writer:
     """Collects nodes and initializers; each method adds one idea and returns the name of its result."""
 
-    def __init__(self, onnx: Any) -> None:
+    def __init__(self, onnx: Any, stored_bits: Mapping[int, int]) -> None:
         self.onnx = onnx
+        self._stored_bits = stored_bits
         self.nodes: list[Any] = []
         self.initializers: list[Any] = []
         self._constants: set[str] = set()
@@ -176,7 +193,7 @@ class _Writer:
     def weight(self, node: Node, weight: Weight) -> str:
         """Store weights at their width and return them as real numbers."""
         name = f"{node.name}/weight"
-        bits = STORED_BITS[weight.bits]
+        bits = self._stored_bits[weight.bits]
         if bits == 8:
             integers = self.constant(name, weight.values)
         else:

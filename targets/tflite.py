@@ -1,11 +1,12 @@
-"""An integer graph as TensorFlow Lite, int8 from input to output, for LiteRT and TFLite Micro.
+"""An integer graph as TensorFlow Lite, int8 from its first layer to its last, for LiteRT and TFLite Micro.
 
 TFLite Micro computes what this file says exactly as the integer graph does where its rounding is `tflite`, and so do
 LiteRT's reference kernels, but for FULLY_CONNECTED, which they round once (as `single` does). Elsewhere a stored
 integer may be one step away: XNNPACK, which LiteRT uses by default, requantizes in floating point.
 
 Weights of 2 to 4 bits of convolutions are stored as INT4, the narrowest that CONV_2D and DEPTHWISE_CONV_2D take; those
-of linear layers as int8, because TFLite Micro's FULLY_CONNECTED takes nothing narrower.
+of linear layers as int8, because TFLite Micro's FULLY_CONNECTED takes nothing narrower. Input and output are int8, or
+float32 with a QUANTIZE before the first layer and a DEQUANTIZE after the last.
 
 Axes are [N, H, W, C]. A Flatten whose only readers are linear layers becomes a plain RESHAPE, and their columns are
 reordered; any other Flatten is preceded by a TRANSPOSE. A padding that is neither TFLite's SAME nor VALID becomes a
@@ -14,7 +15,6 @@ PAD, or for a maximum a PADV2 with -128. An activation's range that is not a REL
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdpipe.targets.artifact import INPUT_NAME, OUTPUT_NAME, describe, kdpipe_version, write_artifact
+from kdpipe.targets.artifact import describe, write_artifact
 from kdpipe.targets.graph import (
     Add,
     AveragePool2d,
@@ -36,50 +36,47 @@ from kdpipe.targets.graph import (
     MaxPool2d,
     Mul,
     Node,
-    Padding,
     Pair,
-    Quantization,
     Requantize,
     Slice,
-    TensorType,
     Upsample,
 )
 from kdpipe.targets.lookup import lookup_table
 from kdpipe.targets.operator_support import refuse_unsupported
-from kdpipe.targets.tflite_model import ModelBuilder
 from kdpipe.targets.tflite_padding import tflite_padding
+from kdpipe.targets.tflite_writer import GraphWriter, channels_last
 
 FILE = "model.tflite"
-METADATA = "kdpipe"
-STORED_BITS = {2: 4, 3: 4, 4: 4, 8: 8}
 LINEAR_STORED_BITS = {2: 8, 3: 8, 4: 8, 8: 8}
-STORED_SUFFIX = "/stored"
+STORED_BITS = {"packed": {2: 4, 3: 4, 4: 4, 8: 8}, "int8": LINEAR_STORED_BITS}
+"""By the choice of `weights`, the width at which convolutions' weights of each width are stored."""
 
 
-def stored_name(tensor: str) -> str:
-    """Return the name in the TFLite file of a tensor of the integer graph."""
-    return f"{tensor}{STORED_SUFFIX}"
-
-
-def export(graph: IntegerGraph, directory: Path) -> list[Path]:
+def export(graph: IntegerGraph, directory: Path, weights: str = "packed", io: str = "int8") -> list[Path]:
     """Write `graph` as model.tflite, and artifact.json, into `directory`; return the deployable files.
 
-    The input is int8 `input` [1, H, W, C], the output int8 `logits` [1, ...]; the batch can be resized.
+    The input is `input` [1, H, W, C], the output `logits` [1, ...]; the batch can be resized.
+
+    Args:
+        graph: what to write.
+        directory: where to.
+        weights: `packed`, those of convolutions at 4 or 8 bits, or all as `int8`.
+        io: the elements of input and output: `int8`, the graph's stored integers, or `float32`, real numbers.
 
     Raises:
         UnsupportedError: an operator can't be expressed.
         MissingDependencyError: ai-edge-litert is not installed.
     """
     path = directory / FILE
-    path.write_bytes(build_model(graph))
+    path.write_bytes(build_model(graph, weights, io))
     write_artifact(
         describe(
             graph,
             target="tflite",
             files=[FILE],
-            input_type="int8",
+            input_type=io,
             layout="NHWC",
-            stored_bits=STORED_BITS,
+            stored_bits=STORED_BITS[weights],
             linear_stored_bits=LINEAR_STORED_BITS,
         ),
         directory,
@@ -87,132 +84,17 @@ def export(graph: IntegerGraph, directory: Path) -> list[Path]:
     return [path]
 
 
-def build_model(graph: IntegerGraph) -> bytes:
-    """Return `graph` as the bytes of a .tflite file."""
+def build_model(graph: IntegerGraph, weights: str = "packed", io: str = "int8") -> bytes:
+    """Return `graph` as the bytes of a .tflite file; `weights` and `io` as in `export`."""
     refuse_unsupported(graph, _WRITERS, "TFLite")
-    writer = _Writer(graph)
+    writer = GraphWriter(graph, STORED_BITS[weights], is_real=io == "float32")
     for node in graph.nodes:
         _WRITERS[type(node.op)](writer, node, node.op)
     return writer.finish()
 
 
-def channels_last(shape: tuple[int, ...]) -> list[int]:
-    """Return a graph's shape as TFLite has it, with a batch of one."""
-    return [1, *shape[1:], shape[0]] if len(shape) == 3 else [1, *shape]
-
-
-class _Writer:
-    """Writes one graph; each tensor of the integer graph is known by its name."""
-
-    def __init__(self, graph: IntegerGraph) -> None:
-        self.graph = graph
-        self.builder = ModelBuilder(graph.name)
-        self.schema = self.builder.schema
-        self.indices = {graph.input_name: self.activation(INPUT_NAME, graph.input)}
-        readers: dict[str, list[Node]] = {}
-        for node in graph.nodes:
-            for name in node.inputs:
-                readers.setdefault(name, []).append(node)
-        self._reordered = {
-            node.name
-            for node in graph.nodes
-            if isinstance(node.op, Flatten)
-            and len(graph.tensor(node.inputs[0]).shape) == 3
-            and node.name in readers
-            and all(isinstance(reader.op, Linear) for reader in readers[node.name])
-        }
-
-    def activation(self, name: str, tensor: TensorType) -> int:
-        return self.builder.activation(name, channels_last(tensor.shape), tensor.quantization)
-
-    def source(self, node: Node, index: int = 0) -> int:
-        return self.indices[node.inputs[index]]
-
-    def output(self, node: Node) -> int:
-        """Add the tensor that holds the node's output in the end."""
-        name = OUTPUT_NAME if node.name == self.graph.output_name else stored_name(node.name)
-        index = self.activation(name, node.output)
-        self.indices[node.name] = index
-        return index
-
-    def is_reordered(self, name: str) -> bool:
-        """Whether the flat tensor `name` has the order of [H, W, C] in the file."""
-        return name in self._reordered
-
-    def compute(self, node: Node, operator: str, inputs: list[int], options: str, **fields: Any) -> None:
-        """Add an operator with a fused activation, and what else limits its output to its range."""
-        quantization = node.output.quantization
-        activations = self.schema.ActivationFunctionType
-        is_relu = quantization.qmin == quantization.zero_point
-        fields["fusedActivationFunction"] = activations.RELU if is_relu else activations.NONE
-        limits = _limits(quantization, keeps_lowest=is_relu)
-        target = self._unclipped(node) if limits else self.output(node)
-        self.builder.operator(operator, inputs, target, options, fields)
-        self._clip(node, target, limits)
-
-    def convert(self, node: Node, operator: str, inputs: list[int], options: str) -> None:
-        """Add an operator without a fused activation, and what limits its output to its range."""
-        limits = _limits(node.output.quantization, keeps_lowest=False)
-        target = self._unclipped(node) if limits else self.output(node)
-        self.builder.operator(operator, inputs, target, options)
-        self._clip(node, target, limits)
-
-    def pad(self, node: Node, padding: Padding, *, lowest: bool) -> int:
-        """Pad the node's input with what stands for 0, or with -128."""
-        tensor = self.graph.tensor(node.inputs[0])
-        channels, height, width = tensor.shape
-        top, left, bottom, right = padding
-        padded = TensorType((channels, height + top + bottom, width + left + right), tensor.quantization)
-        output = self.activation(f"{node.name}/padded", padded)
-        amounts = np.array([[0, 0], [top, bottom], [left, right], [0, 0]], np.int32)
-        inputs = [self.source(node), self.builder.constant(f"{node.name}/padding", amounts)]
-        if not lowest:
-            return self.builder.operator("PAD", inputs, output, "PadOptions")
-        quantization = tensor.quantization
-        fill = np.array([-128], np.int8)
-        inputs.append(self.builder.constant(f"{node.name}/fill", fill, [quantization.scale], quantization.zero_point))
-        return self.builder.operator("PADV2", inputs, output, "PadV2Options")
-
-    def finish(self) -> bytes:
-        graph = self.graph
-        properties: dict[str, Any] = {
-            **graph.metadata,
-            "classes": list(graph.class_names),
-            "weight_bits": {node.name: weight.bits for node, weight in graph.weights()},
-            "kdpipe_version": kdpipe_version(),
-            "output": graph.output_name,
-        }
-        if graph.normalization:
-            properties.update(mean=list(graph.normalization.mean), std=list(graph.normalization.std))
-        self.builder.metadata(METADATA, json.dumps(properties, sort_keys=True).encode())
-        return self.builder.finish([self.indices[graph.input_name]], [self.indices[graph.output_name]])
-
-    def _unclipped(self, node: Node) -> int:
-        return self.activation(f"{node.name}/unclipped", node.output)
-
-    def _clip(self, node: Node, source: int, limits: list[tuple[str, int]]) -> None:
-        quantization = node.output.quantization
-        for position, (operator, limit) in enumerate(limits):
-            is_last = position == len(limits) - 1
-            target = self.output(node) if is_last else self.activation(f"{node.name}/half_clipped", node.output)
-            name = f"{node.name}/{operator.lower()}"
-            values = np.array([limit], np.int8)
-            bound = self.builder.constant(name, values, [quantization.scale], quantization.zero_point)
-            source = self.builder.operator(operator, [source, bound], target, "MaximumMinimumOptions")
-
-
-def _limits(quantization: Quantization, *, keeps_lowest: bool) -> list[tuple[str, int]]:
-    """Return the operators and constants that limit int8 to the quantization's range."""
-    limits = []
-    if quantization.qmin > -128 and not keeps_lowest:
-        limits.append(("MAXIMUM", quantization.qmin))
-    if quantization.qmax < 127:
-        limits.append(("MINIMUM", quantization.qmax))
-    return limits
-
-
 def _weights_and_bias(
-    writer: _Writer, node: Node, op: Conv2d | Linear, values: NDArray[np.int8], axis: int, bits: int
+    writer: GraphWriter, node: Node, op: Conv2d | Linear, values: NDArray[np.int8], axis: int, bits: int
 ) -> list[int]:
     scales = op.weight.scales
     bias_scales = np.float32(writer.graph.tensor(node.inputs[0]).quantization.scale) * scales
@@ -222,7 +104,7 @@ def _weights_and_bias(
     ]
 
 
-def _conv2d(writer: _Writer, node: Node, op: Conv2d) -> None:
+def _conv2d(writer: GraphWriter, node: Node, op: Conv2d) -> None:
     tensor = writer.graph.tensor(node.inputs[0])
     outputs, _, height, width = op.weight.values.shape
     padding = tflite_padding(
@@ -241,7 +123,7 @@ def _conv2d(writer: _Writer, node: Node, op: Conv2d) -> None:
         "dilationHFactor": op.dilation[0],
         "dilationWFactor": op.dilation[1],
     }
-    bits = STORED_BITS[op.weight.bits]
+    bits = writer.stored_bits[op.weight.bits]
     if op.groups == tensor.shape[0] and op.groups > 1:
         # [O, 1, KH, KW] to [1, KH, KW, O]
         values = op.weight.values.transpose(1, 2, 3, 0)
@@ -254,7 +136,7 @@ def _conv2d(writer: _Writer, node: Node, op: Conv2d) -> None:
         writer.compute(node, "CONV_2D", inputs, "Conv2DOptions", **fields)
 
 
-def _linear(writer: _Writer, node: Node, op: Linear) -> None:
+def _linear(writer: GraphWriter, node: Node, op: Linear) -> None:
     values = op.weight.values
     if writer.is_reordered(node.inputs[0]):
         flatten = next(other for other in writer.graph.nodes if other.name == node.inputs[0])
@@ -264,16 +146,16 @@ def _linear(writer: _Writer, node: Node, op: Linear) -> None:
     writer.compute(node, "FULLY_CONNECTED", inputs, "FullyConnectedOptions")
 
 
-def _add(writer: _Writer, node: Node, op: Add) -> None:
+def _add(writer: GraphWriter, node: Node, op: Add) -> None:
     inputs = [writer.source(node, 0), writer.source(node, 1)]
     writer.compute(node, "ADD", inputs, "AddOptions")
 
 
-def _mul(writer: _Writer, node: Node, op: Mul) -> None:
+def _mul(writer: GraphWriter, node: Node, op: Mul) -> None:
     writer.compute(node, "MUL", [writer.source(node, 0), writer.source(node, 1)], "MulOptions")
 
 
-def _lookup(writer: _Writer, node: Node, op: Lookup) -> None:
+def _lookup(writer: GraphWriter, node: Node, op: Lookup) -> None:
     """Gather from the table: exact in every interpreter, unlike LOGISTIC and HARD_SWISH, which differ among them."""
     builder, int32 = writer.builder, writer.schema.TensorType.INT32
     shape = channels_last(node.output.shape)
@@ -289,13 +171,13 @@ def _lookup(writer: _Writer, node: Node, op: Lookup) -> None:
     builder.operator("GATHER", [entries, indices], writer.output(node), "GatherOptions", {"axis": 0})
 
 
-def _concat(writer: _Writer, node: Node, op: Concat) -> None:
+def _concat(writer: GraphWriter, node: Node, op: Concat) -> None:
     inputs = [writer.source(node, index) for index in range(len(node.inputs))]
     fields = {"axis": len(node.output.shape), "fusedActivationFunction": writer.schema.ActivationFunctionType.NONE}
     writer.builder.operator("CONCATENATION", inputs, writer.output(node), "ConcatenationOptions", fields)
 
 
-def _slice(writer: _Writer, node: Node, op: Slice) -> None:
+def _slice(writer: GraphWriter, node: Node, op: Slice) -> None:
     # Of the other axes, the batch among them, all is kept: that is what the masks say.
     others = len(node.output.shape)
     limits = [
@@ -308,7 +190,7 @@ def _slice(writer: _Writer, node: Node, op: Slice) -> None:
     writer.builder.operator("STRIDED_SLICE", inputs, writer.output(node), "StridedSliceOptions", fields)
 
 
-def _channel_shuffle(writer: _Writer, node: Node, op: ChannelShuffle) -> None:
+def _channel_shuffle(writer: GraphWriter, node: Node, op: ChannelShuffle) -> None:
     builder, quantization = writer.builder, node.output.quantization
     channels, height, width = node.output.shape
     rows, size = height * width, channels // op.groups
@@ -326,7 +208,7 @@ def _channel_shuffle(writer: _Writer, node: Node, op: ChannelShuffle) -> None:
     reshape(swapped, writer.output(node), "shape", [-1, height, width, channels])
 
 
-def _upsample(writer: _Writer, node: Node, op: Upsample) -> None:
+def _upsample(writer: GraphWriter, node: Node, op: Upsample) -> None:
     size = writer.builder.constant(f"{node.name}/size", np.array(node.output.shape[1:], np.int32))
     # Half-pixel centres: floor((y + 0.5) / factor) is the right row whatever the factor's rounding in float32.
     fields = {"halfPixelCenters": True}
@@ -335,7 +217,7 @@ def _upsample(writer: _Writer, node: Node, op: Upsample) -> None:
     writer.builder.operator("RESIZE_NEAREST_NEIGHBOR", inputs, output, "ResizeNearestNeighborOptions", fields)
 
 
-def _max_pool2d(writer: _Writer, node: Node, op: MaxPool2d) -> None:
+def _max_pool2d(writer: GraphWriter, node: Node, op: MaxPool2d) -> None:
     tensor = writer.graph.tensor(node.inputs[0])
     padding = tflite_padding(
         tensor.shape[1:],  # type: ignore[arg-type]
@@ -348,11 +230,13 @@ def _max_pool2d(writer: _Writer, node: Node, op: MaxPool2d) -> None:
     _pool(writer, node, "MAX_POOL_2D", source, op.kernel, op.stride, padding if isinstance(padding, str) else "VALID")
 
 
-def _average_pool2d(writer: _Writer, node: Node, op: AveragePool2d) -> None:
+def _average_pool2d(writer: GraphWriter, node: Node, op: AveragePool2d) -> None:
     _pool(writer, node, "AVERAGE_POOL_2D", writer.source(node), op.kernel, op.stride, "VALID")
 
 
-def _pool(writer: _Writer, node: Node, operator: str, source: int, kernel: Pair, stride: Pair, padding: str) -> None:
+def _pool(
+    writer: GraphWriter, node: Node, operator: str, source: int, kernel: Pair, stride: Pair, padding: str
+) -> None:
     fields = {
         "padding": getattr(writer.schema.Padding, padding),
         "filterHeight": kernel[0],
@@ -365,7 +249,7 @@ def _pool(writer: _Writer, node: Node, operator: str, source: int, kernel: Pair,
     writer.builder.operator(operator, [source], writer.output(node), "Pool2DOptions", fields)
 
 
-def _flatten(writer: _Writer, node: Node, op: Flatten) -> None:
+def _flatten(writer: GraphWriter, node: Node, op: Flatten) -> None:
     tensor = writer.graph.tensor(node.inputs[0])
     source = writer.source(node)
     needs_transpose = len(tensor.shape) == 3 and not writer.is_reordered(node.name)
@@ -385,11 +269,11 @@ def _flatten(writer: _Writer, node: Node, op: Flatten) -> None:
     writer.builder.operator("RESHAPE", inputs, output, "ReshapeOptions", {"newShape": [-1, features]})
 
 
-def _requantize(writer: _Writer, node: Node, op: Requantize) -> None:
+def _requantize(writer: GraphWriter, node: Node, op: Requantize) -> None:
     writer.convert(node, "QUANTIZE", [writer.source(node)], "QuantizeOptions")
 
 
-_WRITERS: dict[type, Callable[[_Writer, Node, Any], None]] = {
+_WRITERS: dict[type, Callable[[GraphWriter, Node, Any], None]] = {
     Conv2d: _conv2d,
     Linear: _linear,
     Add: _add,

@@ -23,6 +23,7 @@ _VERSIONS = {
     "CAST": 2,
     "CONCATENATION": 2,
     "CONV_2D": 3,
+    "DEQUANTIZE": 2,
     "DEPTHWISE_CONV_2D": 3,
     "FULLY_CONNECTED": 4,
     "GATHER": 2,
@@ -67,6 +68,10 @@ class ModelBuilder:
         tensor = self._tensor(name, shape, self.schema.TensorType.INT8, 0)
         self._set_scales(tensor, [quantization.scale], [quantization.zero_point], 0)
         return self._add(tensor)
+
+    def real(self, name: str, shape: Sequence[int]) -> int:
+        """Add a float32 tensor that is computed; `shape` includes the batch."""
+        return self._add(self._tensor(name, shape, self.schema.TensorType.FLOAT32, 0))
 
     def index(self, name: str, shape: Sequence[int]) -> int:
         """Add an int32 tensor that is computed, without a scale; `shape` includes the batch."""

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdpipe.targets.artifact import read_artifact
+from kdpipe.targets.artifact import ExportedArtifact, read_artifact
 from kdpipe.targets.dependencies import require
 from kdpipe.targets.devices.base import Measurement
 from kdpipe.targets.devices.session import THREADS, measure_session
 from kdpipe.targets.errors import DeviceError
-from kdpipe.targets.tflite import FILE, METADATA, STORED_SUFFIX
+from kdpipe.targets.tflite import FILE
 from kdpipe.targets.tflite_model import pack_model, unpack_model
+from kdpipe.targets.tflite_writer import METADATA, STORED_SUFFIX
 
 
 def create() -> HostLitert:
@@ -38,21 +39,21 @@ class HostLitert:
         self, artifact: Path, inputs: NDArray[np.int8], progress: Callable[[int, int], None] | None = None
     ) -> Measurement:
         """Run the model on `inputs`; see `Device.measure`."""
-        read_artifact(artifact)
-        return measure_session(_Session(_load(_read(artifact), artifact), artifact), inputs, progress)
+        described = read_artifact(artifact)
+        return measure_session(_Session(_load(_read(artifact), artifact), described, artifact), inputs, progress)
 
     def trace(self, artifact: Path, inputs: NDArray[np.int8]) -> dict[str, NDArray[np.int8]]:
         """Run the model with every tensor of the integer graph as a further output; see `Device.trace`.
 
         A Flatten whose elements are in TFLite's order is absent.
         """
-        content = _read(artifact)
+        content, described = _read(artifact), read_artifact(artifact)
         try:
             content, names = _with_every_output(content)
         except Exception as error:  # the reader of a damaged file raises whatever it comes upon
             raise DeviceError(f"the model can't be traced ({error})", where=str(artifact / FILE)) from None
         interpreter = _load(content, artifact)
-        session = _Session(interpreter, artifact)
+        session = _Session(interpreter, described, artifact)
         session.infer(session.prepare(inputs))
         details = interpreter.get_output_details()
         return {
@@ -62,16 +63,19 @@ class HostLitert:
 
 
 class _Session:
-    def __init__(self, interpreter: Any, artifact: Path) -> None:
+    def __init__(self, interpreter: Any, described: ExportedArtifact, artifact: Path) -> None:
         self._interpreter = interpreter
+        self._described = described
         self._artifact = artifact
         self._input = interpreter.get_input_details()[0]
         self._output = interpreter.get_output_details()[0]["index"]
 
-    def prepare(self, inputs: NDArray[np.int8]) -> NDArray[np.int8]:
-        return np.ascontiguousarray(inputs.transpose(0, 2, 3, 1) if inputs.ndim == 4 else inputs)
+    def prepare(self, inputs: NDArray[np.int8]) -> NDArray[Any]:
+        ordered = np.ascontiguousarray(inputs.transpose(0, 2, 3, 1) if inputs.ndim == 4 else inputs)
+        source = self._described.input
+        return source.quantization.dequantize(ordered) if source.type == "float32" else ordered
 
-    def infer(self, prepared: NDArray[np.int8]) -> NDArray[np.int8]:
+    def infer(self, prepared: NDArray[Any]) -> NDArray[Any]:
         index = self._input["index"]
         try:
             if self._input["shape"][0] != len(prepared):
@@ -80,13 +84,14 @@ class _Session:
                 self._input = self._interpreter.get_input_details()[0]
             self._interpreter.set_tensor(index, prepared)
             self._interpreter.invoke()
-            output: NDArray[np.int8] = self._interpreter.get_tensor(self._output)
+            output: NDArray[Any] = self._interpreter.get_tensor(self._output)
         except (RuntimeError, ValueError) as error:
             raise DeviceError(f"LiteRT failed ({error})", where=str(self._artifact / FILE)) from None
         return output
 
-    def store(self, raw: NDArray[np.int8]) -> NDArray[np.int8]:
-        return _channels_first(raw)
+    def store(self, raw: NDArray[Any]) -> NDArray[np.int8]:
+        output = self._described.output
+        return _channels_first(output.quantization.quantize(raw) if output.type == "float32" else raw)
 
 
 def _channels_first(tensor: NDArray[np.int8]) -> NDArray[np.int8]:
@@ -121,6 +126,7 @@ def _with_every_output(content: bytes) -> tuple[bytes, list[str]]:
     (output,) = graph.outputs
     names = {index: tensor.name.decode() for index, tensor in enumerate(graph.tensors)}
     stored = {index: name.removesuffix(STORED_SUFFIX) for index, name in names.items() if name.endswith(STORED_SUFFIX)}
-    stored[int(output)] = properties["output"]
+    if properties["output"] not in stored.values():  # the file's own output is int8, and named as such
+        stored[int(output)] = properties["output"]
     graph.outputs = list(stored)
     return pack_model(model), list(stored.values())

@@ -112,7 +112,7 @@ def test_each_command_has_help(kdpipe: Any, tmp_path: Path, command: str) -> Non
         (["export", "onnxx", ".", "-o", "out"], "onnxx"),
         (["validate", ".", "--data", "digits", "--reference", "pipeline.yaml"], "neither a directory nor an .onnx"),
         (["export", "c", ".", "-o", "out", "--core", "cortex-m44"], "cortex-m44"),
-        (["export", "onnx", ".", "-o", "out", "--core", "cortex-m4"], "onnx is not written for a core"),
+        (["export", "onnx", ".", "-o", "out", "--core", "cortex-m4"], "onnx has no option core"),
         (["validate", "nowhere", "--data", "digits"], "no such directory: nowhere"),
         (["validate", ".", "--data", "mnist"], "'mnist' can't be named alone: it needs folder"),
         (["validate", ".", "--data", "digit"], "no data 'digit'. Did you mean digits?"),

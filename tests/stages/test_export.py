@@ -1,13 +1,16 @@
 """The export stage, and the export of one target by the command line."""
 
+import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import ValidationError
 
+from kdpipe.pipeline.cli import Core, Elements, Weights
 from kdpipe.stages import export
 from kdpipe.stages.base import Artifact
-from kdpipe.stages.export import ExportParams, export_graph
+from kdpipe.stages.export import OPTIONS, ExportParams, export_graph
 from kdpipe.targets.artifact import read_artifact
 from kdpipe.targets.errors import ArtifactError, StorageError, UsageError
 from kdpipe.targets.exporters import EXPORTERS, Exporter
@@ -86,7 +89,7 @@ def test_a_failure_leaves_what_was_there(model: Path, tmp_path: Path, monkeypatc
     (path,) = export_graph(model, "tflite", directory)
     content = path.read_bytes()
 
-    def full_disk(self: Exporter, graph: object, directory: Path, core: str) -> list[Path]:
+    def full_disk(self: Exporter, graph: object, directory: Path) -> list[Path]:
         (directory / "model.tflite").write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
@@ -110,10 +113,55 @@ def test_an_unknown_target_is_refused(model: Path, tmp_path: Path) -> None:
 
 
 def test_c_is_written_for_a_core(model: Path, tmp_path: Path) -> None:
-    export_graph(model, "c", tmp_path / "m4", "cortex-m4")
+    export_graph(model, "c", tmp_path / "m4", {"core": "cortex-m4"})
     assert read_artifact(tmp_path / "m4").core == "cortex-m4"
     with pytest.raises(UsageError, match="Did you mean cortex-m4"):
-        export_graph(model, "c", tmp_path / "other", "cortex-m44")
-    with pytest.raises(UsageError, match="onnx is not written for a core"):
-        export_graph(model, "onnx", tmp_path / "other", "cortex-m4")
+        export_graph(model, "c", tmp_path / "other", {"core": "cortex-m44"})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m4", "model"]
+
+
+@pytest.mark.parametrize(
+    ("target", "option", "choice", "told"),
+    [
+        ("onnx", "core", "cortex-m4", "onnx has no option core. Leave it out; c can take it"),
+        ("openvino", "weights", "int8", "openvino has no option weights. Leave it out; onnx and tflite can take it"),
+        ("c", "io", "float32", "c has no option io. Leave it out; tflite can take it"),
+        ("onnx", "rounding", "single", "onnx has no option rounding. Leave it out"),
+        ("tflite", "io", "float", "tflite has no io 'float'. Did you mean float32"),
+    ],
+)
+def test_options_that_a_target_lacks_are_refused(
+    target: str, option: str, choice: str, told: str, model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=re.escape(told)):
+        export_graph(model, target, tmp_path / "other", {option: choice})
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_the_stage_hands_each_target_the_options_that_it_has(model: Path, context) -> None:
+    params = ExportParams(
+        graph="${quantized.graph}", targets=("onnx", "openvino", "tflite"), weights="int8", io="float32"
+    )
+    folder = context()
+    export.STAGE.run(params, {"graph": Artifact("integer-graph", model)}, folder)
+    written = {target: read_artifact(folder.root / target) for target in params.targets}
+    assert {set(written[target].stored_bits.values()) == {8} for target in ("onnx", "tflite")} == {True}
+    assert written["tflite"].input.type == "float32"
+    assert min(written["openvino"].stored_bits.values()) < 8
+
+
+def test_an_option_that_no_target_of_the_stage_has_is_refused() -> None:
+    with pytest.raises(ValidationError, match="io is an option of tflite, which the targets do not name"):
+        ExportParams(graph="${quantized.graph}", targets=("onnx", "c"), io="float32")
+    with pytest.raises(ValidationError, match="weights is an option of onnx and tflite"):
+        ExportParams(graph="${quantized.graph}", targets=("c",), weights="packed")
+
+
+def test_the_stage_and_the_command_line_offer_every_option() -> None:
+    having = {name: option for target in EXPORTERS for name, option in EXPORTERS[target].options.items()}
+    assert set(having) == OPTIONS
+    for name, enumeration in {"core": Core, "weights": Weights, "io": Elements}.items():
+        assert tuple(enumeration) == having[name].choices
+        field = ExportParams.model_fields[name]
+        assert get_args(field.annotation) == having[name].choices
+        assert field.default == having[name].choices[0]

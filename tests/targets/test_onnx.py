@@ -57,7 +57,7 @@ def test_weights_are_stored_at_their_width(bits: int, kind: str, random_graph, t
     for node, weight in graph.weights():
         tensor = initializers[f"{node.name}/weight"]
         assert tensor.data_type == getattr(onnx.TensorProto, kind)
-        assert len(tensor.raw_data) == -(-weight.values.size * exporter.STORED_BITS[bits] // 8)
+        assert len(tensor.raw_data) == -(-weight.values.size * exporter.STORED_BITS["packed"][bits] // 8)
 
 
 def test_onnx_reads_the_weights_as_they_are(random_graph) -> None:
@@ -92,3 +92,21 @@ def test_the_logits_are_the_real_numbers_that_the_integers_stand_for(random_grap
     stored = logits / quantization.scale + quantization.zero_point
     assert np.abs(stored - np.rint(stored)).max() < 1e-3
     assert np.abs(np.rint(stored) - reference.run(graph, inputs)).max() <= 1
+
+
+def test_with_int8_weights_every_output_is_the_same(random_graph, random_inputs, tmp_path: Path) -> None:
+    packed, plain = tmp_path / "packed", tmp_path / "int8"
+    packed.mkdir()
+    plain.mkdir()
+    for seed in range(30):
+        graph = random_graph(seed, weight_bits=(2, 3, 4))
+        inputs = random_inputs(graph, 8)
+        exporter.export(graph, packed)
+        (path,) = exporter.export(graph, plain, weights="int8")
+        model = onnx.load(path)
+        assert {entry.version for entry in model.opset_import} == {exporter.INT8_OPSET}
+        narrow = {onnx.TensorProto.INT2, onnx.TensorProto.INT4}
+        assert not narrow & {tensor.data_type for tensor in model.graph.initializer}
+        expected, found = (HostOnnxruntime().measure(path, inputs).outputs for path in (packed, plain))
+        assert (expected == found).all(), f"seed {seed}"
+        assert not FLOAT_OPERATORS & set(optimized_operators(path, tmp_path)), f"seed {seed}"

@@ -28,6 +28,7 @@ from kdpipe.targets.graph import (
 )
 from kdpipe.targets.tflite_model import unpack_model
 from kdpipe.targets.tflite_padding import tflite_padding
+from kdpipe.targets.tflite_writer import STORED_SUFFIX
 
 litert = pytest.importorskip("ai_edge_litert.interpreter")
 QUANTIZATION = Quantization(0.5, -3)
@@ -48,8 +49,8 @@ def reference_trace(graph: IntegerGraph, inputs: NDArray[np.int8]) -> dict[str, 
     (output,) = interpreter.get_output_details()
     names = {output["index"]: graph.output_name, source["index"]: graph.input_name}
     for detail in interpreter.get_tensor_details():
-        if detail["name"].endswith(exporter.STORED_SUFFIX):
-            names[detail["index"]] = detail["name"].removesuffix(exporter.STORED_SUFFIX)
+        if detail["name"].endswith(STORED_SUFFIX):
+            names[detail["index"]] = detail["name"].removesuffix(STORED_SUFFIX)
     tensors = {name: interpreter.get_tensor(index) for index, name in names.items()}
     return {name: value.transpose(0, 3, 1, 2) if value.ndim == 4 else value for name, value in tensors.items()}
 
@@ -86,6 +87,45 @@ def test_tflite_micro_equals_the_reference_to_the_bit(random_graph, random_input
             assert (interpreter.get_output(0)[0] == expected).all(), f"seed {seed}"
 
 
+def test_real_input_and_output_are_the_same_network(random_graph, random_inputs, tmp_path: Path) -> None:
+    stored, real = tmp_path / "int8", tmp_path / "float32"
+    stored.mkdir()
+    real.mkdir()
+    for seed in range(40):
+        graph = random_graph(seed, narrow=seed % 2 == 0)
+        inputs = random_inputs(graph, 4)
+        exporter.export(graph, stored)
+        (path,) = exporter.export(graph, real, io="float32")
+        expected, found = (HostLitert().measure(artifact, inputs).outputs for artifact in (stored, real))
+        assert (expected == found).all(), f"seed {seed}"
+        types = {tensor.name.decode(): tensor.type for tensor in unpack_model(path.read_bytes()).subgraphs[0].tensors}
+        assert types["input"] == types["logits"] == 0  # FLOAT32
+
+
+def test_real_numbers_are_quantized_and_limited_in_tflite_micro(random_graph) -> None:
+    runtime = pytest.importorskip("tflite_micro").runtime
+    for seed in range(30):
+        graph = random_graph(seed, narrow=True)
+        steps = graph.input.quantization
+        images = np.random.default_rng(seed).normal(0, 100 * steps.scale, (2, *graph.input.shape)).astype(np.float32)
+        interpreter = runtime.Interpreter.from_bytes(exporter.build_model(graph, io="float32"))
+        expected = graph.output.quantization.dequantize(reference.run(graph, steps.quantize(images)))
+        for image, wanted in zip(images.transpose(0, 2, 3, 1), expected, strict=True):
+            interpreter.set_input(image[None], 0)
+            interpreter.invoke()
+            assert (interpreter.get_output(0)[0] == wanted).all(), f"seed {seed}"
+
+
+def test_every_tensor_of_a_real_network_can_be_traced(random_graph, random_inputs, tmp_path: Path) -> None:
+    graph = random_graph(3)
+    exporter.export(graph, tmp_path, io="float32")
+    inputs = random_inputs(graph, 4)
+    trace = HostLitert().trace(tmp_path, inputs)
+    assert (trace[graph.input_name] == inputs).all()
+    assert len(trace) >= len(graph.nodes)
+    assert trace[graph.output_name].dtype == np.int8
+
+
 @pytest.mark.parametrize("rounding", ["tflite", "single"])
 def test_each_layer_is_within_one_step_on_xnnpack(
     rounding: str, random_graph, random_inputs, layer_differences, tmp_path: Path
@@ -112,6 +152,17 @@ def test_weights_are_stored_in_the_width_that_kernels_take(random_graph) -> None
         assert tensor.type == (schema.TensorType.INT8 if is_linear else schema.TensorType.INT4)
         size = weight.values.size if is_linear else -(-weight.values.size // 2)
         assert len(model.buffers[tensor.buffer].data) == size
+
+
+def test_all_weights_can_be_int8(random_graph, random_inputs, tmp_path: Path) -> None:
+    graph = random_graph(5, weight_bits=(2,), operators=("conv", "depthwise"))
+    packed, plain = (exporter.build_model(graph, weights) for weights in ("packed", "int8"))
+    model = unpack_model(plain)
+    tensors = {tensor.name.decode(): tensor for tensor in model.subgraphs[0].tensors}
+    assert {len(model.buffers[tensors[f"{node.name}/weight"].buffer].data) for node, _ in graph.weights()} == {
+        weight.values.size for _, weight in graph.weights()
+    }
+    assert len(plain) > len(packed)
 
 
 def test_metadata(random_graph) -> None:
