@@ -197,12 +197,12 @@ def export(
     """Write a quantized model for one target."""
     with exit_codes(debug):
         require_model(model, "MODEL")
+        from kdpipe.pipeline.tables import print_export
         from kdpipe.stages.export import export_graph
 
         options = {"core": core, "weights": weights, "io": io}
         chosen = {name: choice.value for name, choice in options.items() if choice is not None}
-        for path in export_graph(model, target.value, directory, chosen):
-            typer.echo(str(path))
+        print_export(directory, export_graph(model, target.value, directory, chosen))
 
 
 @app.command()

@@ -67,6 +67,13 @@ class FileReport(_Strict):
     bytes: int = Field(ge=0)
 
 
+class WeightReport(_Strict):
+    """What the weights alone need: their values at the width they are stored at, and their scales and biases."""
+
+    values: int = Field(ge=0)
+    scales_and_biases: int = Field(ge=0)
+
+
 class LatencyReport(_Strict):
     """Milliseconds for one image: on a wall clock, or estimated with a clock."""
 
@@ -115,6 +122,7 @@ class TargetFindings(_Strict):
     format: str
     device: str
     files: list[FileReport]
+    weight_bytes: WeightReport | None
     accuracy: float = Fraction
     samples: int = Field(ge=0)
     baseline_accuracy: float | None = Field(ge=0, le=1)

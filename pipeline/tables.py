@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -111,6 +112,8 @@ def figures(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     if record["files"]:
         size = sum(file["bytes"] for file in record["files"])
         rows.append(("size", f"{size / 1024:.1f} KiB in {len(record['files'])} files"))
+    if weights := record.get("weight_bytes"):
+        rows.append(("weights alone", weights_in_words(weights)))
     if latency := record.get("latency_ms"):
         told = f"{latency['median']:.3f} ms median, {latency['p95']:.3f} ms p95"
         if clock := record.get("clock"):
@@ -124,6 +127,35 @@ def figures(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         if record.get(name) is not None:
             rows.append((name.removesuffix("_bytes"), f"{record[name] / 1024:.1f} KiB"))
     return rows
+
+
+def weights_in_words(weight_bytes: Mapping[str, int]) -> str:
+    """Return what the weights alone need, and their scales and biases.
+
+    >>> weights_in_words({"values": 68_608, "scales_and_biases": 5_632})
+    '67.0 KiB, and 5.5 KiB of scales and biases'
+    """
+    values, constants = weight_bytes["values"] / 1024, weight_bytes["scales_and_biases"] / 1024
+    return f"{values:.1f} KiB, and {constants:.1f} KiB of scales and biases"
+
+
+def print_export(directory: Path, files: Sequence[Path]) -> None:
+    """Print the files of an export, and below them what they and the weights alone take."""
+    from kdpipe.targets.artifact import read_artifact
+
+    for path in files:
+        print(path)
+    artifact = read_artifact(directory)
+    sizes = artifact.sizes(directory)
+    total = sum(size for _, size in sizes) / 1024
+    layers = Counter(artifact.stored_bits.values())
+    widths = ", ".join(f"{bits} bits in {layers[bits]} layer{'s' * (layers[bits] > 1)}" for bits in sorted(layers))
+    table = _table("", "")
+    table.show_header = False
+    table.add_row(Text("size"), Text(f"{total:.1f} KiB in {len(sizes)} file{'s' * (len(sizes) > 1)}"))
+    table.add_row(Text("weights alone"), Text(weights_in_words(artifact.weight_bytes)))
+    table.add_row(Text("stored at"), Text(widths or "-"))
+    _print(table)
 
 
 @contextmanager
@@ -146,7 +178,7 @@ def print_report(report: Mapping[str, Any], folder: Path) -> None:
         )
     _print(table)
     if report["targets"]:
-        targets = _table("validation", "format", "device", "accuracy", "agreement", "size", "gates")
+        targets = _table("validation", "format", "device", "accuracy", "agreement", "size", "weights", "gates")
         for target in report["targets"]:
             rows = dict(figures(target))
             gates = target["gates"]
@@ -158,6 +190,7 @@ def print_report(report: Mapping[str, Any], folder: Path) -> None:
                 Text(f"{100 * target['accuracy']:.2f} %"),
                 Text(rows.get("top-1 agreement with the reference", "-")),
                 Text(rows.get("size", "-").split(" in ")[0]),
+                Text(rows.get("weights alone", "-").split(",")[0]),
                 Text(f"{passed} of {len(gates)}" if gates else "-", style="" if passed == len(gates) else "bold red"),
             )
         _print(targets)

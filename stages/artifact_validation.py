@@ -17,7 +17,7 @@ from kdpipe.stages.base import TargetRecord
 from kdpipe.stages.device_choice import Clock
 from kdpipe.stages.training.device import limited_threads
 from kdpipe.stages.training.ensemble import TeacherEnsemble
-from kdpipe.targets.artifact import read_artifact
+from kdpipe.targets.artifact import read_artifact, weight_bytes
 from kdpipe.targets.devices.base import Device
 from kdpipe.targets.devices.formats import format_of, refuse_format
 from kdpipe.targets.devices.registry import DEVICES
@@ -47,6 +47,7 @@ class Quantized:
         classes: names of the outputs, or empty.
         normalization: of the input, where known.
         files: deployable files with their bytes.
+        weight_bytes: what its weights alone need, and their scales and biases.
     """
 
     path: Path
@@ -57,6 +58,7 @@ class Quantized:
     classes: tuple[str, ...]
     normalization: Normalization | None
     files: tuple[tuple[str, int], ...]
+    weight_bytes: Mapping[str, int]
 
 
 def validate_on_device(
@@ -111,6 +113,7 @@ def _describe(artifact: Path) -> Quantized:
             graph.class_names,
             graph.normalization,
             _files(artifact),
+            weight_bytes(graph, {node.name: weight.bits for node, weight in graph.weights()}),
         )
     described = read_artifact(artifact)
     return Quantized(
@@ -122,6 +125,7 @@ def _describe(artifact: Path) -> Quantized:
         described.classes,
         described.normalization,
         described.sizes(artifact),
+        described.weight_bytes,
     )
 
 
@@ -214,6 +218,7 @@ def _validate_quantized(
         flash_bytes=measured.flash_bytes,
         ram_bytes=measured.ram_bytes,
         parity=parity,
+        weight_bytes=quantized.weight_bytes,
     )
 
 

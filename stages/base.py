@@ -132,6 +132,8 @@ class TargetRecord:
         board: a name of `kdpipe ls boards`, if one was named.
         limits: of the board, as gates by their names.
         parity: {"max_step_difference", "top1_agreement", "first_divergent_layer"} against the integer reference.
+        weight_bytes: {"values", "scales_and_biases"}: what the weights alone need at their width, or None for networks
+            in floating point.
     """
 
     format: str
@@ -150,6 +152,7 @@ class TargetRecord:
     layers: tuple[Mapping[str, Any], ...] | None = None
     board: str | None = None
     limits: Mapping[str, float] = field(default_factory=dict)
+    weight_bytes: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -62,9 +62,9 @@ OPTIONS = frozenset({"core", "weights", "io"})
 def run(params: ExportParams, inputs: Inputs, context: StageContext) -> Outcome:
     """Write the graph for each target into the output of that name."""
     from kdpipe.targets.artifact import read_artifact
-    from kdpipe.targets.graph_files import load_graph
+    from kdpipe.targets.model_files import load_model
 
-    graph = load_graph(inputs["graph"].path)
+    graph = load_model(inputs["graph"].path)
     metrics: dict[str, float | int | str | bool] = {}
     for done, target in enumerate(params.targets):
         context.progress(done, len(params.targets), unit="target")

@@ -57,7 +57,7 @@ class ExportedArtifact:
         stored_bits: by layer, the width at which this file stores it.
         weight_bytes: {"values": packed at `stored_bits`, "scales_and_biases": 4 bytes for each of both}.
         kdpipe_version: that wrote it.
-        key: of the stage that made the graph, or "".
+        key: of the integer graph (see `model_files.load_model`), or "" where it was never stored.
         core: of C sources, the core that they were written for; "" for other targets, and for earlier exports.
     """
 
@@ -121,13 +121,10 @@ def describe(
         linear_stored_bits: likewise for linear layers; as convolutions' if None.
     """
     bits = {node.name: weight.bits for node, weight in graph.weights()}
-    stored, value_bytes, constants = {}, 0, 0
+    stored = {}
     for node, weight in graph.weights():
         widths = stored_bits if isinstance(node.op, Conv2d) else (linear_stored_bits or stored_bits)
         stored[node.name] = widths[weight.bits]
-        value_bytes += (weight.values.size * stored[node.name] + 7) // 8
-        if isinstance(node.op, Conv2d | Linear):
-            constants += 4 * (weight.scales.size + node.op.bias.size)
     return ExportedArtifact(
         target=target,
         name=graph.name,
@@ -139,10 +136,49 @@ def describe(
         rounding=graph.rounding,
         weight_bits=bits,
         stored_bits=stored,
-        weight_bytes={"values": value_bytes, "scales_and_biases": constants},
+        weight_bytes=weight_bytes(graph, stored),
         kdpipe_version=kdpipe_version(),
         key=graph.metadata.get("key", ""),
     )
+
+
+def weight_bytes(graph: IntegerGraph, stored_bits: Mapping[str, int]) -> dict[str, int]:
+    """Return the bytes that the weights alone need, and apart from them their scales and biases at 4 bytes each.
+
+    Args:
+        graph: whose weights.
+        stored_bits: by layer, the width of its weights.
+    """
+    values = sum((weight.values.size * stored_bits[node.name] + 7) // 8 for node, weight in graph.weights())
+    layers = [node.op for node in graph.nodes if isinstance(node.op, Conv2d | Linear)]
+    constants = sum(4 * (layer.weight.scales.size + layer.bias.size) for layer in layers)
+    return {"values": values, "scales_and_biases": constants}
+
+
+def properties(graph: IntegerGraph) -> dict[str, Any]:
+    """Return what every exported file says about itself, as JSON values by name.
+
+    They are `classes`, `weight_bits` by layer, `rounding`, `kdpipe_version`, the graph's own `metadata` (its `key`),
+    and where the normalization is known `mean` and `std`.
+    """
+    found: dict[str, Any] = {
+        **graph.metadata,
+        "classes": list(graph.class_names),
+        "weight_bits": {node.name: weight.bits for node, weight in graph.weights()},
+        "rounding": graph.rounding,
+        "kdpipe_version": kdpipe_version(),
+    }
+    if graph.normalization:
+        found.update(mean=list(graph.normalization.mean), std=list(graph.normalization.std))
+    return found
+
+
+def properties_as_text(graph: IntegerGraph) -> dict[str, str]:
+    """Return `properties` for formats that know only text: what is no text already as JSON."""
+    return {
+        name: value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+        for name, value in properties(graph).items()
+    }
 
 
 def write_artifact(artifact: ExportedArtifact, directory: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -35,6 +36,8 @@ from kdpipe.targets.graph import (
 )
 
 FORMAT = 1
+KIND = "integer-graph"
+"""What the artifact is called in pipelines."""
 STRUCTURE_FILE, CONSTANTS_FILE = "graph.json", "weights.safetensors"
 _PLAIN_OPERATORS: dict[str, type] = {
     operator.__name__: operator
@@ -77,6 +80,22 @@ def save_graph(graph: IntegerGraph, directory: Path) -> None:
     }
     save_file(constants, directory / CONSTANTS_FILE)
     (directory / STRUCTURE_FILE).write_text(json.dumps(structure, indent=1) + "\n", encoding="utf-8")
+
+
+def graph_key(directory: Path) -> str:
+    """Return the SHA-256 of the files that `save_graph` wrote: what report.json calls the graph's `sha256`.
+
+    Raises:
+        ArtifactError: one is missing or unreadable.
+    """
+    try:
+        files = [
+            [name, hashlib.sha256((directory / name).read_bytes()).hexdigest()]
+            for name in sorted((STRUCTURE_FILE, CONSTANTS_FILE))
+        ]
+    except OSError as error:
+        raise ArtifactError(f"can't be read ({error.strerror})", where=str(error.filename or directory)) from None
+    return hashlib.sha256(json.dumps([KIND, files], separators=(",", ":")).encode()).hexdigest()
 
 
 def load_graph(directory: Path) -> IntegerGraph:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from kdpipe.targets.graph import IntegerGraph
-from kdpipe.targets.graph_files import load_graph, save_graph
+from kdpipe.targets.graph_files import graph_key, load_graph, save_graph
 
 ONNX_SUFFIX = ".onnx"
 
@@ -21,6 +23,8 @@ def is_onnx_file(path: Path) -> bool:
 def load_model(path: Path) -> IntegerGraph:
     """Return the integer graph at `path`: a directory that `save_graph` wrote, or a QDQ ONNX file.
 
+    Its metadata has as `key` what tells it from every other: `graph_key` of the directory, or the SHA-256 of the file.
+
     Raises:
         ArtifactError: it is missing, unreadable or damaged.
         UnsupportedError: the ONNX file is not quantized, or has what has no integer form; names the node.
@@ -30,8 +34,12 @@ def load_model(path: Path) -> IntegerGraph:
     if is_onnx_file(path):
         from kdpipe.targets.qdq.reader import read_graph
 
-        return read_graph(path)
-    return load_graph(path)
+        return _with_key(read_graph(path), hashlib.sha256(path.read_bytes()).hexdigest())
+    return _with_key(load_graph(path), graph_key(path))
+
+
+def _with_key(graph: IntegerGraph, key: str) -> IntegerGraph:
+    return replace(graph, metadata={**graph.metadata, "key": key})
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """An integer graph as ONNX: quantize and dequantize (QDQ) form, weights at the width they were trained at.
 
-Each tensor of the integer graph is stored under "NAME/stored" as uint8, 128 above the graph's own integers: on x86,
+Each tensor of the integer graph is stored under "NAME/q" as uint8, 128 above the graph's own integers: on x86,
 onnxruntime has integer kernels for unsigned activations only. A weight of 2 bits is an INT2 initializer, one
 of 3 or 4 bits INT4; a Cast to INT8 and a DequantizeLinear follow. onnxruntime folds the Cast when it loads the model
 and fuses DequantizeLinear - operator - QuantizeLinear into one integer kernel. Maximum pooling, Flatten, what
@@ -15,15 +15,22 @@ Source: ONNX operators 25, https://onnx.ai/onnx/operators/.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kdpipe.targets.artifact import INPUT_NAME, OUTPUT_NAME, describe, kdpipe_version, write_artifact
+from kdpipe.targets.artifact import (
+    INPUT_NAME,
+    OUTPUT_NAME,
+    describe,
+    kdpipe_version,
+    properties_as_text,
+    write_artifact,
+)
 from kdpipe.targets.dependencies import require
 from kdpipe.targets.graph import (
     Add,
@@ -56,7 +63,7 @@ OFFSET = 128
 """What is added to the graph's integers, in [-128, 127], to store them as uint8."""
 STORED_BITS = {"packed": {2: 2, 3: 4, 4: 4, 8: 8}, "int8": {2: 8, 3: 8, 4: 8, 8: 8}}
 """By the choice of `weights`, the width at which weights of each width are stored."""
-STORED_SUFFIX = "/stored"
+STORED_SUFFIX = "/q"
 
 
 def stored_name(tensor: str) -> str:
@@ -121,47 +128,44 @@ def build_model(graph: IntegerGraph, weights: str = "packed") -> Any:
         producer_version=kdpipe_version(),
     )
     model.ir_version = helper.find_min_ir_version_for(model.opset_import)
-    helper.set_model_props(model, _properties(graph))
+    helper.set_model_props(model, properties_as_text(graph))
     return model
 
 
-def _properties(graph: IntegerGraph) -> dict[str, str]:
-    properties = {
-        **graph.metadata,
-        "classes": json.dumps(list(graph.class_names)),
-        "weight_bits": json.dumps({node.name: weight.bits for node, weight in graph.weights()}),
-        "rounding": graph.rounding,
-        "kdpipe_version": kdpipe_version(),
-    }
-    if graph.normalization:
-        properties["mean"] = json.dumps(list(graph.normalization.mean))
-        properties["std"] = json.dumps(list(graph.normalization.std))
-    return properties
-
-
 class _Writer:
-    """Collects nodes and initializers; each method adds one idea and returns the name of its result."""
+    """Collects nodes and initializers; each method adds one idea and returns the name of its result.
+
+    Stored tensors, weights and operators are called by the integer graph's names. All else has a number:
+    with weights of 2 bits, names in words would be a sixth of the file.
+    """
 
     def __init__(self, onnx: Any, stored_bits: Mapping[int, int]) -> None:
         self.onnx = onnx
         self._stored_bits = stored_bits
         self.nodes: list[Any] = []
         self.initializers: list[Any] = []
-        self._constants: set[str] = set()
+        self._numbers = count()
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._reals: dict[str, str] = {}
 
-    def node(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        self.nodes.append(self.onnx.helper.make_node(operator, inputs, [output], name=output, **attributes))
+    def node(self, operator: str, inputs: list[str], output: str = "", name: str = "", **attributes: Any) -> str:
+        output = output or self._number()
+        self.nodes.append(self.onnx.helper.make_node(operator, inputs, [output], name=name or None, **attributes))
         return output
 
-    def constant(self, name: str, values: NDArray[Any]) -> str:
-        if name not in self._constants:
-            self._constants.add(name)
-            self.initializers.append(self.onnx.numpy_helper.from_array(np.array(values, order="C"), name))
+    def constant(self, values: NDArray[Any], name: str = "") -> str:
+        """Add a constant; of those without a name, equal ones are one."""
+        values = np.array(values, order="C")
+        key = (values.dtype.str, values.shape, values.tobytes())
+        if not name and key in self._constants:
+            return self._constants[key]
+        name = name or self._constants.setdefault(key, self._number())
+        self.initializers.append(self.onnx.numpy_helper.from_array(values, name))
         return name
 
     def integers(self, *values: int) -> str:
         """Return the name of the int64 constant [values...]."""
-        return self.constant(f"integers/{'_'.join(map(str, values))}", np.array(values, np.int64))
+        return self.constant(np.array(values, np.int64))
 
     def packed_constant(self, name: str, values: NDArray[np.int8], bits: int) -> str:
         tensor = self.onnx.TensorProto(name=name, dims=values.shape, raw_data=pack_lowest_first(values, bits))
@@ -169,12 +173,12 @@ class _Writer:
         self.initializers.append(tensor)
         return name
 
+    def _number(self) -> str:
+        return f"{next(self._numbers):x}"
+
     def _steps(self, quantization: Quantization) -> list[str]:
-        scale, zero_point = np.float32(quantization.scale), np.uint8(quantization.zero_point + OFFSET)
-        return [
-            self.constant(f"scale/{scale.tobytes().hex()}", np.array(scale)),
-            self.constant(f"zero_point/{zero_point}", np.array(zero_point)),
-        ]
+        zero_point = np.uint8(quantization.zero_point + OFFSET)
+        return [self.constant(np.array(value)) for value in (np.float32(quantization.scale), zero_point)]
 
     def quantize(self, real: str, tensor: str, quantization: Quantization, *, always_clip: bool = False) -> None:
         """Store `real` as the integers of `tensor`, limited to their range."""
@@ -183,11 +187,17 @@ class _Writer:
         if (lowest, highest) == (-128, 127) and not always_clip:
             self.node("QuantizeLinear", [real, *self._steps(quantization)], stored)
             return
-        wide = self.node("QuantizeLinear", [real, *self._steps(quantization)], f"{tensor}/unclipped")
-        limits = [self.constant(f"limit/{limit}", np.array(limit + OFFSET, np.uint8)) for limit in (lowest, highest)]
+        wide = self.node("QuantizeLinear", [real, *self._steps(quantization)])
+        limits = [self.constant(np.array(limit + OFFSET, np.uint8)) for limit in (lowest, highest)]
         self.node("Clip", [wide, *limits], stored)
 
-    def dequantize(self, tensor: str, quantization: Quantization, *, to: str) -> str:
+    def real(self, tensor: str, quantization: Quantization) -> str:
+        """Return what the integers of `tensor` stand for."""
+        if tensor not in self._reals:
+            self._reals[tensor] = self.dequantize(tensor, quantization)
+        return self._reals[tensor]
+
+    def dequantize(self, tensor: str, quantization: Quantization, to: str = "") -> str:
         return self.node("DequantizeLinear", [stored_name(tensor), *self._steps(quantization)], to)
 
     def weight(self, node: Node, weight: Weight) -> str:
@@ -195,46 +205,45 @@ class _Writer:
         name = f"{node.name}/weight"
         bits = self._stored_bits[weight.bits]
         if bits == 8:
-            integers = self.constant(name, weight.values)
+            integers = self.constant(weight.values, name)
         else:
             packed = self.packed_constant(name, weight.values, bits)
-            integers = self.node("Cast", [packed], f"{name}/int8", to=self.onnx.TensorProto.INT8)
-        zero = self.constant(f"{name}/zero_points", np.zeros(len(weight.scales), np.int8))
-        scales = self.constant(f"{name}/scales", weight.scales)
-        return self.node("DequantizeLinear", [integers, scales, zero], f"{name}/real", axis=0)
+            integers = self.node("Cast", [packed], to=self.onnx.TensorProto.INT8)
+        scales, zeros = self.constant(weight.scales), self.constant(np.zeros(len(weight.scales), np.int8))
+        return self.node("DequantizeLinear", [integers, scales, zeros], axis=0)
 
     def bias(self, node: Node, op: Conv2d | Linear, source: Quantization) -> str:
-        name = f"{node.name}/bias"
-        scales = np.float32(source.scale) * op.weight.scales
-        inputs = [self.constant(name, op.bias), self.constant(f"{name}/scales", scales)]
-        return self.node("DequantizeLinear", inputs, f"{name}/real", axis=0)
+        integers = self.constant(op.bias)
+        scales = self.constant(np.float32(source.scale) * op.weight.scales)
+        return self.node("DequantizeLinear", [integers, scales], axis=0)
 
 
 def _reals(writer: _Writer, graph: IntegerGraph, node: Node) -> list[str]:
-    return [
-        writer.dequantize(name, graph.tensor(name).quantization, to=f"{node.name}/input{index}")
-        for index, name in enumerate(node.inputs)
-    ]
+    return [writer.real(name, graph.tensor(name).quantization) for name in node.inputs]
 
 
 def _finish(writer: _Writer, node: Node, operator: str, inputs: list[str], **attributes: Any) -> None:
-    real = writer.node(operator, inputs, f"{node.name}/real", **attributes)
+    real = writer.node(operator, inputs, name=node.name, **attributes)
     writer.quantize(real, node.name, node.output.quantization)
 
 
 def _conv2d(writer: _Writer, graph: IntegerGraph, node: Node, op: Conv2d) -> None:
     source = graph.tensor(node.inputs[0]).quantization
     inputs = [*_reals(writer, graph, node), writer.weight(node, op.weight), writer.bias(node, op, source)]
+    attributes = {
+        "kernel_shape": list(op.weight.values.shape[2:]),
+        "strides": list(op.stride),
+        "pads": list(op.padding),
+        "dilations": list(op.dilation),
+        "group": op.groups,
+    }
+    defaults = {"strides": [1, 1], "pads": [0, 0, 0, 0], "dilations": [1, 1], "group": 1}
     _finish(
         writer,
         node,
         "Conv",
         inputs,
-        kernel_shape=list(op.weight.values.shape[2:]),
-        strides=list(op.stride),
-        pads=list(op.padding),
-        dilations=list(op.dilation),
-        group=op.groups,
+        **{name: value for name, value in attributes.items() if defaults.get(name) != value},
     )
 
 
@@ -257,7 +266,7 @@ def _lookup(writer: _Writer, graph: IntegerGraph, node: Node, op: Lookup) -> Non
     if op.function == "hard_sigmoid":
         _finish(writer, node, "HardSigmoid", [real], alpha=1 / 6, beta=0.5)
     elif op.function == "silu":
-        gate = writer.node("Sigmoid", [real], f"{node.name}/gate")
+        gate = writer.node("Sigmoid", [real])
         _finish(writer, node, "Mul", [real, gate])
     else:
         _finish(writer, node, {"hard_swish": "HardSwish", "sigmoid": "Sigmoid"}[op.function], [real])
@@ -276,13 +285,13 @@ def _channel_shuffle(writer: _Writer, graph: IntegerGraph, node: Node, op: Chann
     channels, height, width = node.output.shape
     # In Reshape, 0 keeps the batch.
     groups = writer.integers(0, op.groups, channels // op.groups, height, width)
-    split = writer.node("Reshape", [stored_name(node.inputs[0]), groups], f"{node.name}/groups")
-    swapped = writer.node("Transpose", [split], f"{node.name}/swapped", perm=[0, 2, 1, 3, 4])
+    split = writer.node("Reshape", [stored_name(node.inputs[0]), groups])
+    swapped = writer.node("Transpose", [split], perm=[0, 2, 1, 3, 4])
     writer.node("Reshape", [swapped, writer.integers(0, channels, height, width)], stored_name(node.name))
 
 
 def _upsample(writer: _Writer, graph: IntegerGraph, node: Node, op: Upsample) -> None:
-    scales = writer.constant(f"{node.name}/factors", np.array([1, 1, *op.factor], np.float32))
+    scales = writer.constant(np.array([1, 1, *op.factor], np.float32))
     writer.node(
         "Resize",
         [stored_name(node.inputs[0]), "", scales],

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdpipe.targets.artifact import INPUT_NAME, OUTPUT_NAME, describe, kdpipe_version, write_artifact
+from kdpipe.targets.artifact import INPUT_NAME, OUTPUT_NAME, describe, properties_as_text, write_artifact
 from kdpipe.targets.dependencies import require
 from kdpipe.targets.errors import UnsupportedError
 from kdpipe.targets.graph import (
@@ -99,27 +99,14 @@ def _build(writer: _Writer, graph: IntegerGraph) -> Any:
         kind = operation.get_type_name()
         if re.fullmatch(rf"{kind}_\d+", operation.get_friendly_name()):
             operation.set_friendly_name(f"{kind}/{index}")
-    for key, value in _properties(graph).items():
+    tensors_steps = {name: asdict(graph.tensor(name).quantization) for name in _tensor_names(graph)}
+    for key, value in {**properties_as_text(graph), "tensors": json.dumps(tensors_steps)}.items():
         model.set_rt_info(value, ["kdpipe", key])
     return model
 
 
 def _tensor_names(graph: IntegerGraph) -> list[str]:
     return [graph.input_name, *(node.name for node in graph.nodes)]
-
-
-def _properties(graph: IntegerGraph) -> dict[str, str]:
-    properties = {
-        **graph.metadata,
-        "classes": json.dumps(list(graph.class_names)),
-        "weight_bits": json.dumps({node.name: weight.bits for node, weight in graph.weights()}),
-        "version": kdpipe_version(),
-        "tensors": json.dumps({name: asdict(graph.tensor(name).quantization) for name in _tensor_names(graph)}),
-    }
-    if graph.normalization:
-        properties["mean"] = json.dumps(list(graph.normalization.mean))
-        properties["std"] = json.dumps(list(graph.normalization.std))
-    return properties
 
 
 class _Writer:

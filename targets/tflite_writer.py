@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kdpipe.targets.artifact import INPUT_NAME, OUTPUT_NAME, kdpipe_version
+from kdpipe.targets.artifact import INPUT_NAME, OUTPUT_NAME, properties
 from kdpipe.targets.graph import Flatten, IntegerGraph, Linear, Node, Padding, Quantization, TensorType
 from kdpipe.targets.tflite_model import ModelBuilder
 
@@ -114,16 +114,8 @@ class GraphWriter:
     def finish(self) -> bytes:
         """Return the file's bytes."""
         graph = self.graph
-        properties: dict[str, Any] = {
-            **graph.metadata,
-            "classes": list(graph.class_names),
-            "weight_bits": {node.name: weight.bits for node, weight in graph.weights()},
-            "kdpipe_version": kdpipe_version(),
-            "output": graph.output_name,
-        }
-        if graph.normalization:
-            properties.update(mean=list(graph.normalization.mean), std=list(graph.normalization.std))
-        self.builder.metadata(METADATA, json.dumps(properties, sort_keys=True).encode())
+        content = {**properties(graph), "output": graph.output_name}
+        self.builder.metadata(METADATA, json.dumps(content, sort_keys=True).encode())
         output = self.indices[graph.output_name]
         if self._is_real:
             real = self.builder.real(OUTPUT_NAME, channels_last(graph.output.shape))

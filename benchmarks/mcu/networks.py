@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
+from torch import nn
 
 from kdpipe.models.registry import MODELS
 from kdpipe.stages.quantization.prepare import QuantizationConfig, input_quantizer, prepare
@@ -22,24 +26,38 @@ _IMAGES = 64
 
 
 def make_graph(name: str, weight_bits: int, seed: int = 0) -> IntegerGraph:
-    """Return a network with weights as drawn at the start of training, quantized and calibrated on noise.
-
-    Batch norms get random scales and offsets, so that the channels differ as those of a trained network do. Weights of
-    the first and the last layer have 8 bits.
-    """
+    """Return a network of `NETWORKS`, quantized."""
     model, arguments, shape, classes = NETWORKS[name]
+    network = make_network(model, arguments, shape, classes, seed)
+    return quantize(network, shape, weight_bits, name.lower().replace("-", "_"))
+
+
+def make_network(
+    model: str, arguments: Mapping[str, Any], shape: tuple[int, int, int], classes: int, seed: int = 0
+) -> nn.Module:
+    """Return a network with weights as drawn at the start of training.
+
+    Batch norms get random scales and offsets, so that the channels differ as those of a trained network do.
+    """
     torch.manual_seed(seed)
     network = MODELS[model].build(input_shape=shape, classes=classes, **arguments)
     for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-            torch.nn.init.normal_(module.bias, 0.0, 0.3)
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0.0, 0.3)
+    return network
+
+
+def quantize(
+    network: nn.Module, shape: tuple[int, int, int], weight_bits: int, name: str, images: int = _IMAGES
+) -> IntegerGraph:
+    """Return a network quantized and calibrated on noise; weights of the first and the last layer have 8 bits."""
     prepared = prepare(network, torch.zeros(2, *shape), QuantizationConfig(weight_bits=weight_bits))
     input_quantizer(prepared).set_range(-2.0, 2.0)
-    images = torch.randn(_IMAGES, *shape).clamp(-2.0, 2.0)
-    calibrate(prepared, images)
-    estimate_statistics(prepared, images)
-    return lower(prepared.eval(), shape, name=name.lower().replace("-", "_"))
+    noise = torch.randn(images, *shape).clamp(-2.0, 2.0)
+    calibrate(prepared, noise)
+    estimate_statistics(prepared, noise)
+    return lower(prepared.eval(), shape, name=name)
 
 
 def make_inputs(graph: IntegerGraph, count: int, seed: int = 0) -> np.ndarray:

@@ -81,6 +81,13 @@ class File(_Entry):
     bytes: int
 
 
+class Weights(_Entry):
+    """What the weights alone need."""
+
+    values: int
+    scales_and_biases: int
+
+
 class Latency(_Entry):
     """Milliseconds an inference of one image."""
 
@@ -130,6 +137,7 @@ class Target(_Entry):
     format: str = ""
     device: str = ""
     files: list[File] = Field(default_factory=list)
+    weight_bytes: Weights | None = None
     accuracy: float | None = None
     baseline_accuracy: float | None = None
     samples: int | None = None

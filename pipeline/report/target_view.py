@@ -19,6 +19,7 @@ ONLY_FIRMWARE = "only a microcontroller's firmware has flash and RAM"
 NO_BASELINE = "no baseline was given to compare with"
 NO_REFERENCE = "no integer reference was given to compare with"
 NO_FILES = "no deployable file is listed"
+NO_WEIGHTS = "its weights were not counted apart"
 NO_DIVERGENCE = "every step agrees, so no layer diverges"
 NO_CYCLES = "there is no cycle model of this core"
 NOT_TRACED = "the layers were not compared one by one"
@@ -86,7 +87,7 @@ def _table(columns: Sequence[str], rows: Sequence[TableRow]) -> Table | None:
 
 def targets_table(targets: Sequence[Target]) -> Table | None:
     """Return the table of targets: accuracy, size, latency and what a microcontroller needs."""
-    columns = ("Accuracy", "Drop", "Files", "Latency", "Instructions", "Cycles", "Flash", "RAM", "Gates")
+    columns = ("Accuracy", "Drop", "Files", "Weights", "Latency", "Instructions", "Cycles", "Flash", "RAM", "Gates")
     return _table(
         columns, [TableRow(t.name, f"{t.format} on {_place(t)}", i, _target_cells(t)) for i, t in enumerate(targets)]
     )
@@ -101,11 +102,18 @@ def _target_cells(target: Target) -> tuple[Cell, ...]:
     tail = f"p95 {latency.p95:.3g} ms" if latency and latency.p95 is not None else ""
     if target.clock is not None:
         tail = f"estimated at {target.clock.mhz:g} MHz"
+    weights = target.weight_bytes
     images = f"{count(target.samples)} images" if target.samples is not None else ""
     return (
         _cell(target.accuracy, lambda value: percent(value, 2), NOT_MEASURED, images),
         _cell(drop(target), points, NO_BASELINE),
         _cell(target.size_bytes, size, NO_FILES, plural(len(target.files), "file") if target.files else ""),
+        _cell(
+            weights.values if weights else None,
+            size,
+            NO_WEIGHTS,
+            f"{size(weights.scales_and_biases)} scales and biases" if weights else "",
+        ),
         _cell(
             latency.median if latency else None,
             lambda value: f"{value:.3g} ms",

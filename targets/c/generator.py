@@ -194,6 +194,8 @@ def _template_values(program: _Program) -> dict[str, Any]:
         "upper": graph.name.upper(),
         "version": kdpipe_version(),
         "rounding": graph.rounding,
+        "weight_bits": {node.name: weight.bits for node, weight in graph.weights()},
+        "key": graph.metadata.get("key", ""),
         "mean": graph.normalization.mean if graph.normalization else (),
         "classes": graph.class_names,
         "input_layout": _layout(graph.input.shape),

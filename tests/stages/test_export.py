@@ -1,20 +1,29 @@
 """The export stage, and the export of one target by the command line."""
 
 import re
+import sys
 from pathlib import Path
 from typing import get_args
 
 import pytest
+import torch
 from pydantic import ValidationError
 
-from kdpipe.pipeline.cli import Core, Elements, Weights
+from kdpipe.models.registry import MODELS
+from kdpipe.pipeline.cli import Core, Elements, Weights, main
+from kdpipe.pipeline.store import describe_outputs
+from kdpipe.pipeline.tables import weights_in_words
 from kdpipe.stages import export
 from kdpipe.stages.base import Artifact
 from kdpipe.stages.export import OPTIONS, ExportParams, export_graph
+from kdpipe.stages.quantization.prepare import QuantizationConfig, input_quantizer, prepare
+from kdpipe.stages.quantization.training import calibrate
 from kdpipe.targets.artifact import read_artifact
 from kdpipe.targets.errors import ArtifactError, StorageError, UsageError
 from kdpipe.targets.exporters import EXPORTERS, Exporter
+from kdpipe.targets.graph import IntegerGraph, Normalization
 from kdpipe.targets.graph_files import save_graph
+from kdpipe.targets.lower import lower
 
 
 @pytest.fixture
@@ -165,3 +174,56 @@ def test_the_stage_and_the_command_line_offer_every_option() -> None:
         field = ExportParams.model_fields[name]
         assert get_args(field.annotation) == having[name].choices
         assert field.default == having[name].choices[0]
+
+
+def resnet20(weight_bits: int) -> IntegerGraph:
+    """ResNet-20 for CIFAR-10, with all that an export says about itself; sizes don't depend on training."""
+    shape = (3, 32, 32)
+    network = MODELS["resnet"].build(input_shape=shape, classes=10, depth=20, width=16)
+    prepared = prepare(network, torch.zeros(2, *shape), QuantizationConfig(weight_bits=weight_bits))
+    input_quantizer(prepared).set_range(-2.0, 2.0)
+    calibrate(prepared, torch.randn(4, *shape))
+    return lower(
+        prepared.eval(),
+        shape,
+        name="resnet20",
+        class_names=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+        normalization=Normalization((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)),
+        metadata={"key": 64 * "0"},
+    )
+
+
+def test_a_resnet20_of_2_bits_is_at_most_90_kb_as_onnx(tmp_path: Path) -> None:
+    graph = resnet20(2)
+    (path,) = EXPORTERS["onnx"].export(graph, tmp_path)
+    assert path.stat().st_size <= 90_000
+    sizes = read_artifact(tmp_path).weight_bytes
+    wide = sum(weight.values.size for _, weight in graph.weights() if weight.bits == 8)
+    ternary = [weight.values.size for _, weight in graph.weights() if weight.bits == 2]
+    assert sizes["values"] == wide + sum(-(-size // 4) for size in ternary)
+    assert sizes["values"] + sizes["scales_and_biases"] < path.stat().st_size
+    assert sum(ternary) > 0.99 * (sum(ternary) + wide)
+
+
+def test_the_command_line_shows_what_the_weights_alone_need(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["kdpipe", "export", "tflite", str(model), "-o", str(tmp_path / "out"), "--io", "float32"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit):
+        main()
+    printed = capsys.readouterr().out
+    described = read_artifact(tmp_path / "out")
+    assert described.input.type == "float32"
+    assert str(tmp_path / "out" / "model.tflite") in printed
+    assert f"{(tmp_path / 'out' / 'model.tflite').stat().st_size / 1024:.1f} KiB in 1 file" in printed
+    assert weights_in_words(described.weight_bytes) in printed
+
+
+def test_the_key_is_what_the_report_calls_the_graph(model: Path, tmp_path: Path, context) -> None:
+    described = describe_outputs(tmp_path, {"model": "integer-graph"})
+    folder = context()
+    export.STAGE.run(
+        ExportParams(graph="${quantized.graph}", targets=("c",)), {"graph": Artifact("integer-graph", model)}, folder
+    )
+    assert read_artifact(folder.root / "c").key == described["model"].digest

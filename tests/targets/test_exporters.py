@@ -1,19 +1,23 @@
 """Every target: what it writes, that it writes the same bytes twice, and what it refuses."""
 
+import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
-from kdpipe.stages.export import TargetName
-from kdpipe.targets.artifact import read_artifact
+from kdpipe.stages.export import TargetName, export_graph
+from kdpipe.targets.artifact import kdpipe_version, read_artifact
 from kdpipe.targets.errors import UnsupportedError, UsageError
 from kdpipe.targets.exporters import EXPORTERS
-from kdpipe.targets.graph import IntegerGraph, Node
+from kdpipe.targets.graph import IntegerGraph, Node, Normalization
 from kdpipe.targets.graph_checks import check_graph
+from kdpipe.targets.graph_files import graph_key, save_graph
+from kdpipe.targets.tflite_model import unpack_model
 
 
 @pytest.fixture
@@ -84,3 +88,49 @@ def test_weights_in_the_artifact_are_the_trained_widths(random_graph, tmp_path: 
     EXPORTERS["onnx"].export(graph, tmp_path)
     assert read_artifact(tmp_path).weight_bits == {node.name: weight.bits for node, weight in graph.weights()}
     assert np.isin(list(read_artifact(tmp_path).stored_bits.values()), (2, 8)).all()
+
+
+def stated(target: str, directory: Path) -> dict[str, Any]:
+    """Return what an exported file says about itself, read by its format's own library; of C, from the header."""
+    if target == "onnx":
+        onnx = pytest.importorskip("onnx")
+        entries = onnx.load(directory / "model.onnx").metadata_props
+        return {entry.key: json.loads(entry.value) if entry.value[0] in "[{" else entry.value for entry in entries}
+    if target == "openvino":
+        model = pytest.importorskip("openvino").Core().read_model(directory / "model.xml")
+        texts = {name: value.astype(str) for name, value in model.get_rt_info(["kdpipe"]).astype(dict).items()}
+        return {name: json.loads(text) if text[0] in "[{" else text for name, text in texts.items()}
+    if target == "tflite":
+        pytest.importorskip("ai_edge_litert")
+        model = unpack_model((directory / "model.tflite").read_bytes())
+        (entry,) = model.metadata
+        return dict(json.loads(bytes(model.buffers[entry.buffer].data)))
+    text = (directory / "model.h").read_text()
+    bits = re.search(r"Bits of the weights, by layer:\n((?: \*   .*\n)*)", text)
+    assert bits is not None
+    return {
+        "classes": re.findall(r"\*   \d+: (.*)", text),
+        "mean": [float(value) for value in re.findall(r"_MEAN \{(.*)\}", text)[0].replace("f", "").split(",")],
+        "std": [float(value) for value in re.findall(r"_STD \{(.*)\}", text)[0].replace("f", "").split(",")],
+        "weight_bits": {name: int(width) for name, width in re.findall(r"\*   (\S+): (\d)", bits[1])},
+        "kdpipe_version": re.findall(r"written by kdpipe (.*)\.\n", text)[0],
+        "key": re.findall(r"Key: (\w+)", text)[0],
+    }
+
+
+@pytest.mark.parametrize("target", list(EXPORTERS))
+def test_each_file_says_what_it_is(target: str, random_graph, tmp_path: Path) -> None:
+    graph = random_graph(4, weight_bits=(2, 4, 8), input_shape=(3, 9, 10))
+    graph = replace(graph, normalization=Normalization((0.5, 0.25, 0.125), (0.75, 1.5, 2.0)))
+    names = tuple(f"class-{index}" for index in range(int(np.prod(graph.output.shape))))
+    source, directory = tmp_path / "model", tmp_path / "out"
+    source.mkdir()
+    save_graph(replace(graph, class_names=names), source)
+    export_graph(source, target, directory)
+    found = stated(target, directory)
+    assert found["classes"] == list(names)
+    assert (found["mean"], found["std"]) == ([0.5, 0.25, 0.125], [0.75, 1.5, 2.0])
+    assert found["weight_bits"] == {node.name: weight.bits for node, weight in graph.weights()}
+    assert found["kdpipe_version"] == kdpipe_version()
+    assert found["key"] == graph_key(source) == read_artifact(directory).key
+    assert len(found["key"]) == 64
