@@ -49,7 +49,7 @@ class HostLitert:
         """
         content, described = _read(artifact), read_artifact(artifact)
         try:
-            content, names = _with_every_output(content)
+            content, names = with_every_output(content)
         except Exception as error:  # the reader of a damaged file raises whatever it comes upon
             raise DeviceError(f"the model can't be traced ({error})", where=str(artifact / FILE)) from None
         interpreter = _load(content, artifact)
@@ -57,7 +57,7 @@ class HostLitert:
         session.infer(session.prepare(inputs))
         details = interpreter.get_output_details()
         return {
-            name: _channels_first(interpreter.get_tensor(detail["index"]))
+            name: channels_first(interpreter.get_tensor(detail["index"]))
             for name, detail in zip(names, details, strict=True)
         }
 
@@ -91,10 +91,11 @@ class _Session:
 
     def store(self, raw: NDArray[Any]) -> NDArray[np.int8]:
         output = self._described.output
-        return _channels_first(output.quantization.quantize(raw) if output.type == "float32" else raw)
+        return channels_first(output.quantization.quantize(raw) if output.type == "float32" else raw)
 
 
-def _channels_first(tensor: NDArray[np.int8]) -> NDArray[np.int8]:
+def channels_first(tensor: NDArray[np.int8]) -> NDArray[np.int8]:
+    """Return a tensor of the file, [N, H, W, C] or [N, features], as the integer graph has it."""
     return tensor.transpose(0, 3, 1, 2) if tensor.ndim == 4 else tensor
 
 
@@ -117,7 +118,7 @@ def _load(content: bytes, artifact: Path) -> Any:
     return interpreter
 
 
-def _with_every_output(content: bytes) -> tuple[bytes, list[str]]:
+def with_every_output(content: bytes) -> tuple[bytes, list[str]]:
     """Return the file with every stored tensor as an output, and the tensors' names in the integer graph."""
     model = unpack_model(content)
     (graph,) = model.subgraphs
