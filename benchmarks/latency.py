@@ -6,14 +6,16 @@ The same float network is quantized by kdpipe (at 8 and at 2 bits) and by onnxru
 weights per channel, after its own pre-processing; once with signed and once with unsigned activations, of which the
 faster counts) and, where `--nncf` gives the Python of an environment with nncf and openvino, by NNCF's post-training
 quantization. All models of a runtime take turns in one process, on one thread, with one image of random numbers, and
-are timed by the CPU time of that process, so that other load disturbs the ratios little. A ratio is the median over the
-turns of ours / theirs of the same turn: below 1 ours is faster. The networks are not trained: integer kernels take the
+are timed by the CPU time of that process, so that other load disturbs the ratios little. Each is loaded several times,
+and the copies take turns too: where in memory a model comes to lie is worth some 20 %. A ratio is one of medians over
+the turns, ours / theirs: below 1 ours is faster. The networks are not trained: integer kernels take the
 same time whatever the weights are.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import tempfile
@@ -21,6 +23,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +43,10 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], Shape, int]] = {
 }
 """By name: the model, its arguments, the input's [C, H, W] and the number of classes."""
 BITS = (8, 2)
+KINDS = ("QInt8", "QUInt8")
 CALIBRATION_IMAGES = 8
 WARM_UP = 5
+COPIES = 6
 
 Run = Callable[[], Any]
 
@@ -109,23 +114,31 @@ def openvino_run(path: Path, image: np.ndarray) -> Run:
     return lambda: request.infer([image])
 
 
-def take_turns(runs: dict[str, Run], repetitions: int) -> dict[str, list[float]]:
-    """Return milliseconds of CPU time by name, one figure a turn: the mean of as many runs as take some 10 ms."""
-    counts = {}
-    for name, run in runs.items():
-        for _ in range(WARM_UP):
-            run()
-        began = time.perf_counter()
-        run()
-        counts[name] = max(1, round(0.01 / (time.perf_counter() - began)))
-    times: dict[str, list[float]] = {name: [] for name in runs}
+def take_turns(models: dict[str, Callable[[], Run]], repetitions: int) -> dict[str, list[float]]:
+    """Return milliseconds of CPU time by name, one figure a turn: the mean of as many runs as take some 10 ms.
+
+    Args:
+        models: by name, what loads a copy of the model.
+        repetitions: turns of each model.
+    """
+    copies: dict[str, list[Run]] = {name: [] for name in models}
+    for _ in range(COPIES):
+        for name, load in models.items():
+            copies[name].append(load())
+    times: dict[str, list[float]] = {name: [] for name in models}
     for turn in range(repetitions):
         # In either order, so that none always follows the same other.
-        for name in list(runs) if turn % 2 else list(runs)[::-1]:
+        for name in list(models) if turn % 2 else list(models)[::-1]:
+            run = copies[name][turn // 2 % COPIES]
+            for _ in range(WARM_UP):
+                run()
+            began = time.perf_counter()
+            run()
+            count = max(1, round(0.01 / (time.perf_counter() - began)))
             began_cpu = time.process_time_ns()
-            for _ in range(counts[name]):
-                runs[name]()
-            times[name].append((time.process_time_ns() - began_cpu) / 1e6 / counts[name])
+            for _ in range(count):
+                run()
+            times[name].append((time.process_time_ns() - began_cpu) / 1e6 / count)
     return times
 
 
@@ -135,7 +148,7 @@ def print_rows(network: str, runtime: str, times: dict[str, list[float]], theirs
     for name, figures in times.items():
         ratio = "-"
         if best is not None:
-            ratio = f"{statistics.median(ours / other for ours, other in zip(figures, times[best], strict=True)):.2f}"
+            ratio = f"{statistics.median(figures) / statistics.median(times[best]):.2f}"
         print(f"| {network} | {runtime} | {name} | {statistics.median(figures):.3f} | {ratio} |", flush=True)
 
 
@@ -160,20 +173,18 @@ def measure(name: str, repetitions: int, nncf: Path | None, folder: Path) -> Non
     image = images[:1]
     runs = {f"ours, {bits} bits": exported(graph, "onnx", folder) / "model.onnx" for bits, graph in graphs.items()}
     theirs = {f"quantize_static, {kind}": quantize_static(float_path, images, kind, folder) for kind in KINDS}
-    sessions = {label: onnxruntime_run(path, image) for label, path in {**runs, **theirs}.items()}
+    sessions = {label: partial(onnxruntime_run, path, image) for label, path in {**runs, **theirs}.items()}
     print_rows(name, "onnxruntime", take_turns(sessions, repetitions), list(theirs))
     runs = {f"ours, {bits} bits": exported(graph, "openvino", folder) / "model.xml" for bits, graph in graphs.items()}
     theirs = {}
     if nncf is not None:
         np.save(folder / "images.npy", images)
         script = Path(__file__).with_name("nncf_int8.py")
-        subprocess.run([str(nncf), str(script), str(folder)], check=True, capture_output=True)
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        subprocess.run([str(nncf), str(script), str(folder)], check=True, capture_output=True, env=environment)
         theirs = {"NNCF": folder / "nncf.xml"}
-    sessions = {label: openvino_run(path, image) for label, path in {**runs, **theirs}.items()}
+    sessions = {label: partial(openvino_run, path, image) for label, path in {**runs, **theirs}.items()}
     print_rows(name, "OpenVINO", take_turns(sessions, repetitions), list(theirs))
-
-
-KINDS = ("QInt8", "QUInt8")
 
 
 def main() -> None:
