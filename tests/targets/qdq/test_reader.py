@@ -1,8 +1,6 @@
 """QDQ files of others: the same integers within a step as onnxruntime computes, and C equal to the bit."""
 
-import importlib.util
 import itertools
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,7 +11,6 @@ from numpy.typing import NDArray
 
 from kdpipe.targets import onnx as exporter
 from kdpipe.targets import reference
-from kdpipe.targets.errors import ArtifactError, GraphError, KdpipeError, UnsupportedError
 from kdpipe.targets.graph import AveragePool2d, Conv2d, Linear, Requantize
 from kdpipe.targets.qdq import reader
 from kdpipe.targets.qdq.operators import OPERATORS
@@ -24,17 +21,6 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 FILES = Path(__file__).parent / "files"
 VARIANTS: list[dict[str, bool]] = [{}, {"batch_norm": True}, {"mat_mul": True}, {"relu6": True}]
-
-
-@pytest.fixture(scope="module")
-def networks() -> ModuleType:
-    """The module networks.py, which importlib mode leaves off the path."""
-    spec = importlib.util.spec_from_file_location("qdq_networks", Path(__file__).parent / "networks.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def session(model: Any) -> Any:
@@ -72,20 +58,6 @@ def margin(outputs: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return by how much each image's best output leads."""
     best = np.sort(outputs, axis=1)
     return best[:, -1] - best[:, -2]
-
-
-@pytest.fixture
-def quantized(networks: ModuleType, tmp_path: Path) -> Callable[..., Path]:
-    """`quantized(activation=..., per_channel=..., **variant)`: a file that onnxruntime's quantize_static wrote."""
-
-    def write(activation: str = "QInt8", per_channel: bool = True, **variant: bool) -> Path:
-        path = tmp_path / "theirs.onnx"
-        networks.quantize_with_onnxruntime(
-            path, networks.residual_network(**variant), activation=activation, per_channel=per_channel
-        )
-        return path
-
-    return write
 
 
 @pytest.mark.parametrize(
@@ -255,141 +227,6 @@ def test_a_batch_norm_between_convolution_and_quantizer_is_absorbed(
     assert "conv1" not in {node.name for node in reading.graph.nodes} or "conv1_bn" not in reading.stored
     differences = layer_differences(reading.graph, trace(path, reading, images))
     assert max(differences.values()) <= 1
-
-
-def broken(path: Path, change: Callable[[Any], None]) -> Path:
-    model = onnx.load(path)
-    change(model)
-    path.write_bytes(model.SerializeToString())
-    return path
-
-
-def initializer(model: Any, suffix: str) -> Any:
-    return next(tensor for tensor in model.graph.initializer if tensor.name.endswith(suffix))
-
-
-def set_scale(value: float) -> Callable[[Any], None]:
-    def change(model: Any) -> None:
-        tensor = initializer(model, "stem_relu_out_scale")
-        tensor.CopyFrom(onnx.numpy_helper.from_array(np.array(value, np.float32), tensor.name))
-
-    return change
-
-
-def huge(model: Any) -> None:
-    tensor = initializer(model, "stem.w_quantized")
-    tensor.dims[:] = [2**40, 2**20]
-
-
-def external(location: str) -> Callable[[Any], None]:
-    def change(model: Any) -> None:
-        tensor = initializer(model, "stem.w_quantized")
-        tensor.ClearField("raw_data")
-        tensor.data_location = onnx.TensorProto.EXTERNAL
-        tensor.external_data.add(key="location", value=location)
-
-    return change
-
-
-def float_weights(model: Any) -> None:
-    for node in model.graph.node:
-        if node.name == "conv1":
-            node.input[1] = "stem.b_float"
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((8, 8, 3, 3), np.float32), "stem.b_float"))
-
-
-def unknown_operator(model: Any) -> None:
-    next(node for node in model.graph.node if node.op_type == "MaxPool").op_type = "Erf"
-
-
-def free_size(model: Any) -> None:
-    model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "H"
-
-
-def float_island(model: Any) -> None:
-    stored = {output: node for node in model.graph.node for output in node.output}
-    node = next(node for node in model.graph.node if node.name == "conv2")
-    source = node.input[0]
-    while stored[source].op_type in ("DequantizeLinear", "QuantizeLinear"):
-        source = stored[source].input[0]
-    node.input[0] = source
-
-
-def newer_opset(model: Any) -> None:
-    model.opset_import[0].version = 999
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        (set_scale(float("nan")), GraphError, "scale is not positive and finite"),
-        (set_scale(0.0), GraphError, "scale is not positive and finite"),
-        (huge, ArtifactError, "declares"),
-        (external("../secret.bin"), ArtifactError, "outside the file's folder"),
-        (external("/etc/hostname"), ArtifactError, "outside the file's folder"),
-        (external("C:\\secret.bin"), ArtifactError, "outside the file's folder"),
-        (external("gone.bin"), ArtifactError, "is missing"),
-        (float_weights, UnsupportedError, r"node conv1 \(Conv\): its weights are not quantized"),
-        (unknown_operator, UnsupportedError, r"node pool \(Erf\): the operator Erf has no integer form"),
-        (free_size, UnsupportedError, "a size that is not known"),
-        (float_island, UnsupportedError, r"node conv2 \(Conv\): reads the result of conv1 in floating point"),
-        (newer_opset, UnsupportedError, "ONNX opset 999"),
-        (lambda model: setattr(model, "ir_version", 999), UnsupportedError, "ONNX IR version 999"),
-    ],
-)
-def test_a_bad_file_is_refused_with_its_place(
-    change: Any, error: type[KdpipeError], message: str, quantized: Any, tmp_path: Path
-) -> None:
-    from kdpipe.stages.export import export_graph
-
-    path = broken(quantized(), change)
-    with pytest.raises(error, match=message) as refused:
-        export_graph(path, "c", tmp_path / "out")
-    assert str(refused.value).count(str(path)) == 1
-    assert refused.value.remedy or "declares" in message
-    assert not (tmp_path / "out").exists()
-
-
-def test_data_beside_the_file_is_read_but_not_through_a_link(quantized: Any, tmp_path: Path) -> None:
-    path = quantized()
-    expected = next(reader.read_graph(path).weights())[1].values
-    data = initializer(onnx.load(path), "stem.w_quantized").raw_data
-    (tmp_path / "w.bin").write_bytes(data)
-    broken(path, external("w.bin"))
-    assert (next(reader.read_graph(path).weights())[1].values == expected).all()
-    outside = tmp_path.parent / f"{tmp_path.name}.bin"
-    (tmp_path / "w.bin").rename(outside)
-    try:
-        (tmp_path / "w.bin").symlink_to(outside)
-    except OSError:
-        pytest.skip("this system makes no links")
-    with pytest.raises(ArtifactError, match="outside the file's folder"):
-        reader.read_graph(path)
-
-
-def test_a_float_network_is_refused(networks: ModuleType, tmp_path: Path) -> None:
-    path = tmp_path / "float.onnx"
-    onnx.save(networks.residual_network(), path)
-    with pytest.raises(UnsupportedError, match="the network is not quantized") as refused:
-        reader.read_graph(path)
-    assert "quantize_static" in str(refused.value.remedy)
-
-
-def test_damaged_files_give_errors_for_users_only(quantized: Any) -> None:
-    path = quantized()
-    content = path.read_bytes()
-    rng = np.random.default_rng(0)
-    refused = 0
-    for attempt in range(400):
-        damaged = bytearray(content[: rng.integers(0, len(content))] if attempt % 4 == 0 else content)
-        for position in rng.integers(0, max(len(damaged), 1), 3 if damaged and attempt % 4 else 0):
-            damaged[position] ^= 1 << int(rng.integers(0, 8))
-        path.write_bytes(bytes(damaged))
-        try:
-            reader.read_graph(path)
-        except KdpipeError:
-            refused += 1
-    assert refused > 150
 
 
 def test_the_documented_operators_are_those_that_are_read() -> None:
