@@ -37,10 +37,12 @@ def list_models() -> Iterator[Row]:
 
 
 def list_targets() -> Iterator[Row]:
-    """Yield the formats that a quantized network can be exported to."""
+    """Yield the formats that a quantized network can be exported to, with their options; the first choice is default."""
     from kdpipe.targets.exporters import EXPORTERS
 
-    yield from ({"name": name, "summary": EXPORTERS[name].summary} for name in EXPORTERS)
+    for name in EXPORTERS:
+        options = {option: list(value.choices) for option, value in EXPORTERS[name].options.items()}
+        yield {"name": name, "summary": EXPORTERS[name].summary, "options": options}
 
 
 def list_operators() -> Iterator[Row]:

@@ -371,7 +371,9 @@ class Reader:
     ) -> str:
         """Add a node and return its name: `name`, with a number where that is taken."""
         if min(shape) < 1 or int(np.prod(np.array(shape, dtype=object))) > MAX_ELEMENTS:
-            raise UnsupportedError(f"its output would have the shape {list(shape)}")
+            raise UnsupportedError(
+                f"its output would have the shape {list(shape)}", remedy="Export the network for images of another size"
+            )
         unique, number = name, 2
         while unique in self.types or not unique:
             unique, number = f"{name}.{number}", number + 1

@@ -143,8 +143,8 @@ class Dequantized:
         if largest > WEIGHT_LIMITS[8]:
             raise UnsupportedError(
                 f"its weights lie up to {largest} steps from their zero point, beyond 127",
-                remedy="Quantize weights symmetrically to [-127, 127], as signed integers with the zero point 0: kernels "
-                "add pairs of products in 16 bits, which -128 overflows (in PyTorch's fake quantization, quant_min=-127)",
+                remedy="Quantize weights symmetrically to [-127, 127], as signed integers with the zero point 0: "
+                "kernels add pairs of products in 16 bits, which -128 overflows (in PyTorch, quant_min=-127)",
             )
         bits = min(bits for bits, limit in WEIGHT_LIMITS.items() if largest <= limit)
         values = np.moveaxis(centred, channel_axis, 0).astype(np.int8)

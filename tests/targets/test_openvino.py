@@ -46,18 +46,19 @@ def test_steps_that_openvino_gets_wrong_are_refused_by_layer_and_the_others_are_
     assert max(layer_differences(graph, HostOpenvino().trace(tmp_path, inputs)).values()) <= 1
 
 
-def test_convolutions_and_linear_layers_run_in_8_bits(random_graph, tmp_path: Path) -> None:
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_convolutions_and_linear_layers_run_in_8_bits(bits: int, random_graph, tmp_path: Path) -> None:
     core, seen = openvino.Core(), set()
-    for seed in range(15):
-        path, _ = exporter.export(random_graph(seed), tmp_path)
+    for seed in range(12):
+        path, _ = exporter.export(random_graph(seed, weight_bits=(bits,)), tmp_path)
         compiled = core.compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         for operation in compiled.get_runtime_model().get_ordered_ops():
             information = operation.get_rt_info()
             kind = information["layerType"].astype(str)
-            if kind in ("Convolution", "FullyConnected"):
+            if "Convolution" in kind or "FullyConnected" in kind:
                 seen.add(kind)
                 assert information["runtimePrecision"].astype(str) in ("u8", "i8"), f"seed {seed}"
-    assert seen == {"Convolution", "FullyConnected"}
+    assert {"Convolution", "FullyConnected"} <= seen
 
 
 def test_the_constants_shrink_with_the_weights(random_graph, tmp_path: Path) -> None:
