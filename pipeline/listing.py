@@ -37,7 +37,7 @@ def list_models() -> Iterator[Row]:
 
 
 def list_targets() -> Iterator[Row]:
-    """Yield the formats that a quantized network can be exported to, with their options; the first choice is default."""
+    """Yield the formats that a quantized network can be exported to, with their options, defaults first."""
     from kdpipe.targets.exporters import EXPORTERS
 
     for name in EXPORTERS:
