@@ -81,14 +81,23 @@ def multiply_by_quantized_multiplier(
         right = 31 - shift
         return (accumulator * multiplier + (np.int64(1) << (right - 1))) >> right
     left, right = np.maximum(shift, 0), np.maximum(-shift, 0)
-    return _rounding_divide_by_power_of_two(
-        _saturating_rounding_doubling_high_mul(accumulator << left, multiplier), right
+    return rounding_divide_by_power_of_two(
+        saturating_rounding_doubling_high_mul(accumulator << left, multiplier), right
     )
 
 
-def _saturating_rounding_doubling_high_mul(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
-    # b is never INT32_MIN (multipliers are not negative), so the one saturating case does not arise.
-    product = a * b
+def saturating_rounding_doubling_high_mul(
+    a: NDArray[np.int64] | np.int64, b: NDArray[np.int64] | np.int64
+) -> NDArray[np.int64]:
+    """Return round(a * b / 2**31), halves away from zero for a positive product and towards zero for a negative one.
+
+    Args:
+        a: values in the int32 range, held as int64.
+        b: the same, broadcast against `a`; not both are INT32_MIN, the one case that would saturate.
+
+    Source: gemmlowp, `SaturatingRoundingDoublingHighMul` (fixedpoint.h).
+    """
+    product = np.asarray(a, dtype=np.int64) * b
     nudge = np.where(product >= 0, np.int64(1 << 30), np.int64(1 - (1 << 30)))
     total = product + nudge
     # C's division truncates towards zero.
@@ -96,7 +105,11 @@ def _saturating_rounding_doubling_high_mul(a: NDArray[np.int64], b: NDArray[np.i
     return truncated
 
 
-def _rounding_divide_by_power_of_two(x: NDArray[np.int64], exponent: NDArray[np.int64]) -> NDArray[np.int64]:
+def rounding_divide_by_power_of_two(x: NDArray[np.int64], exponent: NDArray[np.int64] | np.int64) -> NDArray[np.int64]:
+    """Return round(x / 2**exponent), halves away from zero.
+
+    Source: gemmlowp, `RoundingDivideByPOT` (fixedpoint.h).
+    """
     mask = (np.int64(1) << exponent) - 1
     remainder = x & mask
     threshold = (mask >> 1) + (x < 0)

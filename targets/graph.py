@@ -68,6 +68,14 @@ class Quantization:
         return (np.float32(self.scale) * (stored.astype(np.float32) - np.float32(self.zero_point))).astype(np.float32)
 
 
+PROBABILITIES = Quantization(1 / 256, -128)
+"""What a Softmax returns: 0 to 255/256, as TFLite's has it."""
+LARGEST_SOFTMAX = 4095
+"""Channels that a Softmax may have."""
+SMALLEST_SOFTMAX_STEP = 2.0**-26
+"""Finer steps of its input have no quantized multiplier in a Softmax; its output would be uniform."""
+
+
 @dataclass(frozen=True)
 class TensorType:
     """Shape (without the batch) and quantization of an activation."""
@@ -210,6 +218,22 @@ class Lookup:
 
 
 @dataclass(frozen=True)
+class Softmax:
+    """exp(x[c]) / sum_k exp(x[k]) over the channels (or features) c of each position; the output is `PROBABILITIES`.
+
+    In 32-bit fixed point, as TFLite's reference kernel computes it, whatever the graph's rounding. With
+    d[c] = max_k(q[k]) - q[c], e a table of exp(-s_in * d) in 2**-31 and n the leading zeros of the sum in 32 bits:
+
+        sum = sum_k round(e[d[k]] / 2**12),   h = floor(sum * 2**n / 2),   r = 2 / h by three Newton-Raphson steps
+        out[c] = min(127, round(r * e[d[c]] / 2**(35 - n)) - 128)
+
+    Each product is rounded to 31 fractional bits; `softmax.py` has every step. The input has two or
+    more channels, at most `LARGEST_SOFTMAX`, so that the sum stays in 31 bits, and a step above
+    `SMALLEST_SOFTMAX_STEP`.
+    """
+
+
+@dataclass(frozen=True)
 class Concat:
     """The channels (or features) of two or more tensors, one after the other; all have the output's quantization."""
 
@@ -252,6 +276,7 @@ Operator = (
     | Add
     | Mul
     | Lookup
+    | Softmax
     | MaxPool2d
     | AveragePool2d
     | Concat

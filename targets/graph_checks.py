@@ -9,6 +9,9 @@ import numpy as np
 from kdpipe.targets.errors import GraphError
 from kdpipe.targets.fixed_point import quantize_multiplier
 from kdpipe.targets.graph import (
+    LARGEST_SOFTMAX,
+    PROBABILITIES,
+    SMALLEST_SOFTMAX_STEP,
     Add,
     AveragePool2d,
     ChannelShuffle,
@@ -23,6 +26,7 @@ from kdpipe.targets.graph import (
     Node,
     Requantize,
     Slice,
+    Softmax,
     TensorType,
     Upsample,
     accumulator_bound,
@@ -85,6 +89,22 @@ def _check_node(node: Node, inputs: list[TensorType]) -> None:
         _check_factor(product / node.output.quantization.scale, 255 * 255)
     elif isinstance(node.op, Requantize):
         _check_factor(inputs[0].quantization.scale / node.output.quantization.scale, 255)
+    elif isinstance(node.op, Softmax):
+        _check_softmax(inputs[0], node.output)
+
+
+def _check_softmax(source: TensorType, output: TensorType) -> None:
+    if output.quantization != PROBABILITIES:
+        raise GraphError(
+            f"a Softmax returns steps of 1/256 from -128 up, not {output.quantization}",
+            remedy="Requantize what it returns",
+        )
+    if not 2 <= source.shape[0] <= LARGEST_SOFTMAX:
+        raise GraphError(f"a Softmax takes 2 to {LARGEST_SOFTMAX} channels, not {source.shape[0]}")
+    if source.quantization.scale <= SMALLEST_SOFTMAX_STEP:
+        raise GraphError(
+            f"a Softmax takes steps above {SMALLEST_SOFTMAX_STEP:.3g}, not {source.quantization.scale:.3g}"
+        )
 
 
 def _check_accumulation(op: Conv2d | Linear, source: TensorType, output: TensorType) -> None:
@@ -130,7 +150,7 @@ def _output_shape(node: Node, inputs: list[TensorType]) -> tuple[int, ...]:
         if op.function not in FUNCTIONS:
             raise GraphError(f"unknown function {op.function!r}", remedy="Known: " + ", ".join(FUNCTIONS))
         return shape
-    if isinstance(op, Requantize):
+    if isinstance(op, Requantize | Softmax):
         return shape
     if isinstance(op, Flatten):
         return (int(np.prod(shape)),)

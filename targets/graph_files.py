@@ -30,6 +30,7 @@ from kdpipe.targets.graph import (
     Quantization,
     Requantize,
     Slice,
+    Softmax,
     TensorType,
     Upsample,
     Weight,
@@ -42,7 +43,7 @@ STRUCTURE_FILE, CONSTANTS_FILE = "graph.json", "weights.safetensors"
 _PLAIN_OPERATORS: dict[str, type] = {
     operator.__name__: operator
     for operator in (
-        *(Add, Mul, Lookup, Concat, Slice, ChannelShuffle, Upsample),
+        *(Add, Mul, Lookup, Softmax, Concat, Slice, ChannelShuffle, Upsample),
         *(MaxPool2d, AveragePool2d, Flatten, Requantize),
     )
 }

@@ -5,7 +5,7 @@ onnxruntime has integer kernels for unsigned activations only. A weight of 2 bit
 of 3 or 4 bits INT4; a Cast to INT8 and a DequantizeLinear follow. onnxruntime folds the Cast when it loads the model
 and fuses DequantizeLinear - operator - QuantizeLinear into one integer kernel. Maximum pooling, Flatten, what
 only moves channels or pixels, and the Clip of activations of fewer than 8 bits work on the stored integers directly. A
-Lookup is its function in float32 between the two.
+Lookup, and a Softmax, is its function in float32 between the two.
 
 Runtimes requantize in floating point (ONNX's QuantizeLinear: round half to even), so that a stored integer can be
 one step from the integer graph's, whose fixed point rounds halves away or up.
@@ -48,6 +48,7 @@ from kdpipe.targets.graph import (
     Quantization,
     Requantize,
     Slice,
+    Softmax,
     Upsample,
     Weight,
 )
@@ -272,6 +273,10 @@ def _lookup(writer: _Writer, graph: IntegerGraph, node: Node, op: Lookup) -> Non
         _finish(writer, node, {"hard_swish": "HardSwish", "sigmoid": "Sigmoid"}[op.function], [real])
 
 
+def _softmax(writer: _Writer, graph: IntegerGraph, node: Node, op: Softmax) -> None:
+    _finish(writer, node, "Softmax", _reals(writer, graph, node), axis=1)
+
+
 def _concat(writer: _Writer, graph: IntegerGraph, node: Node, op: Concat) -> None:
     writer.node("Concat", [stored_name(name) for name in node.inputs], stored_name(node.name), axis=1)
 
@@ -341,6 +346,7 @@ _WRITERS: dict[type, Callable[[_Writer, IntegerGraph, Node, Any], None]] = {
     Add: _add,
     Mul: _mul,
     Lookup: _lookup,
+    Softmax: _softmax,
     Concat: _concat,
     Slice: _slice,
     ChannelShuffle: _channel_shuffle,

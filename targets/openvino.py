@@ -40,6 +40,7 @@ from kdpipe.targets.graph import (
     Quantization,
     Requantize,
     Slice,
+    Softmax,
     Upsample,
     Weight,
 )
@@ -195,6 +196,10 @@ def _lookup(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any],
     return writer.quantize(functions[op.function](inputs[0]), node.name, node.output.quantization)
 
 
+def _softmax(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any], op: Softmax) -> Any:
+    return writer.quantize(writer.ops.softmax(inputs[0], 1), node.name, node.output.quantization)
+
+
 def _concat(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any], op: Concat) -> Any:
     return writer.named(writer.ops.concat(inputs, 1), node.name)
 
@@ -249,6 +254,7 @@ _WRITERS: dict[type, Callable[[_Writer, IntegerGraph, Node, list[Any], Any], Any
     Add: _add,
     Mul: _mul,
     Lookup: _lookup,
+    Softmax: _softmax,
     Concat: _concat,
     Slice: _slice,
     ChannelShuffle: _channel_shuffle,

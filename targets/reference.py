@@ -37,10 +37,12 @@ from kdpipe.targets.graph import (
     Quantization,
     Requantize,
     Slice,
+    Softmax,
     TensorType,
     Upsample,
 )
 from kdpipe.targets.lookup import lookup_table
+from kdpipe.targets.softmax import softmax
 
 Integers = NDArray[np.int64]
 
@@ -187,6 +189,12 @@ def _lookup(
     return table[values[0] + 128].astype(np.int64)
 
 
+def _softmax(
+    op: Softmax, values: list[Integers], types: list[TensorType], output: TensorType, rounding: Rounding
+) -> Integers:
+    return softmax(values[0], types[0].quantization.scale)
+
+
 def _concat(
     op: Concat, values: list[Integers], types: list[TensorType], output: TensorType, rounding: Rounding
 ) -> Integers:
@@ -251,6 +259,7 @@ _OPERATORS: dict[type, Callable[[Any, list[Integers], list[TensorType], TensorTy
     Add: _add,
     Mul: _mul,
     Lookup: _lookup,
+    Softmax: _softmax,
     Concat: _concat,
     Slice: _slice,
     ChannelShuffle: _channel_shuffle,

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdpipe.targets.artifact import describe, write_artifact
+from kdpipe.targets.errors import UnsupportedError
 from kdpipe.targets.graph import (
     Add,
     AveragePool2d,
@@ -39,6 +40,7 @@ from kdpipe.targets.graph import (
     Pair,
     Requantize,
     Slice,
+    Softmax,
     Upsample,
 )
 from kdpipe.targets.lookup import lookup_table
@@ -47,6 +49,9 @@ from kdpipe.targets.tflite_padding import tflite_padding
 from kdpipe.targets.tflite_writer import GraphWriter, channels_last
 
 FILE = "model.tflite"
+LARGEST_SOFTMAX = 511
+"""Channels of a SOFTMAX: where the sum of exponentials, in units of the largest, is 512 or more, the reference kernel
+and TFLite Micro's divide by 2**32 with a 32-bit mask, and abort."""
 LINEAR_STORED_BITS = {2: 8, 3: 8, 4: 8, 8: 8}
 STORED_BITS = {"packed": {2: 4, 3: 4, 4: 4, 8: 8}, "int8": LINEAR_STORED_BITS}
 """By the choice of `weights`, the width at which convolutions' weights of each width are stored."""
@@ -171,6 +176,18 @@ def _lookup(writer: GraphWriter, node: Node, op: Lookup) -> None:
     builder.operator("GATHER", [entries, indices], writer.output(node), "GatherOptions", {"axis": 0})
 
 
+def _softmax(writer: GraphWriter, node: Node, op: Softmax) -> None:
+    """Write a SOFTMAX, which is over the last axis: the channels."""
+    channels = node.output.shape[0]
+    if channels > LARGEST_SOFTMAX:
+        raise UnsupportedError(
+            f"TFLite's kernels stop at a softmax of {channels} channels where most of them are alike",
+            where=f"layer {node.name}",
+            remedy=f"Leave it out, the largest logit being the largest probability, or use {LARGEST_SOFTMAX} channels",
+        )
+    writer.builder.operator("SOFTMAX", [writer.source(node)], writer.output(node), "SoftmaxOptions", {"beta": 1.0})
+
+
 def _concat(writer: GraphWriter, node: Node, op: Concat) -> None:
     inputs = [writer.source(node, index) for index in range(len(node.inputs))]
     fields = {"axis": len(node.output.shape), "fusedActivationFunction": writer.schema.ActivationFunctionType.NONE}
@@ -279,6 +296,7 @@ _WRITERS: dict[type, Callable[[GraphWriter, Node, Any], None]] = {
     Add: _add,
     Mul: _mul,
     Lookup: _lookup,
+    Softmax: _softmax,
     Concat: _concat,
     Slice: _slice,
     ChannelShuffle: _channel_shuffle,

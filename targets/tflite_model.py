@@ -36,6 +36,7 @@ _VERSIONS = {
     "QUANTIZE": 2,
     "RESHAPE": 1,
     "RESIZE_NEAREST_NEIGHBOR": 3,
+    "SOFTMAX": 2,
     "STRIDED_SLICE": 2,
     "TRANSPOSE": 2,
 }

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from kdpipe.stages.quantization.activations import ActivationQuantizer, InputQuantizer
+from kdpipe.stages.quantization.softmax import ProbabilityQuantizer
 from kdpipe.targets import reference
 from kdpipe.targets.graph import IntegerGraph, Quantization
 
@@ -73,7 +74,7 @@ def stored_integers(module: fx.GraphModule, images: Tensor, graph: IntegerGraph)
         def call_module(self, target, args, kwargs):  # type: ignore[no-untyped-def]
             result = super().call_module(target, args, kwargs)
             quantizer = module.get_submodule(target)
-            if isinstance(quantizer, ActivationQuantizer | InputQuantizer):
+            if isinstance(quantizer, ActivationQuantizer | InputQuantizer | ProbabilityQuantizer):
                 found[quantizer.name] = to_integers(result, quantizer.quantization())
             return result
 

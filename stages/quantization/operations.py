@@ -9,6 +9,7 @@ A user's module spells an addition `a + b`, `a.add_(b)` or `torch.add(a, b)`, an
 | batch norm | call_module of nn.BatchNorm2d behind a convolution, of nn.BatchNorm1d |
 | ReLU, ReLU6 | call_function torch.relu, with what caps it in its `meta` |
 | sigmoid, SiLU, hard sigmoid, hard swish | call_module of Function |
+| softmax over the channels | call_module of Softmax |
 | sum, product of two tensors | call_function operator.add, operator.mul |
 | concatenation of channels | call_function torch.cat |
 | slice of channels, chunk, split | call_module of ChannelSlice |
@@ -41,8 +42,10 @@ from kdpipe.stages.quantization.normalized import (
     replace_by_function,
     replace_by_module,
 )
+from kdpipe.stages.quantization.softmax import Softmax
 from kdpipe.stages.quantization.stored_operations import REARRANGEMENTS, Function, StochasticDepth
 from kdpipe.stages.quantization.tracing import SCOPE, SHAPE, STOCHASTIC_DEPTHS, Traced
+from kdpipe.targets.graph import LARGEST_SOFTMAX
 from kdpipe.targets.lower import PATH
 
 LAYERS = (nn.Conv2d, nn.Linear)
@@ -145,6 +148,8 @@ def _normalize_module(result: Normalized, node: fx.Node, called: set[str]) -> Co
         replace_by_function(result, node, torch.relu, (node.args[0],), tap=path)
     elif type(module) in _FUNCTION_MODULES:
         replace_by_module(result, node, Function(_FUNCTION_MODULES[type(module)]), tap=path)
+    elif isinstance(module, nn.Softmax | nn.Softmax2d):
+        return _softmax(result, node, getattr(module, "dim", 1), tap=path)
     elif isinstance(module, nn.ChannelShuffle):
         rearrangements.channel_shuffle(result, node, module.groups, tap=path)
     elif isinstance(module, nn.Upsample):
@@ -187,6 +192,9 @@ def _normalize_call(result: Normalized, node: fx.Node) -> Complaint:
     if target in _FUNCTION_CALLS:
         replace_by_module(result, node, Function(_FUNCTION_CALLS[target]))
         return None
+    if target in (F.softmax, torch.softmax, "softmax"):
+        given = _arguments(node, "dim")
+        return _softmax(result, node, given.get("dim"))
     if target in rearrangements.CALLS:
         return rearrangements.CALLS[target](result, node)
     if target in (torch.flatten, "flatten", "view", "reshape", torch.reshape):
@@ -231,16 +239,17 @@ _FUNCTION_CALLS: dict[Any, str] = {
 }
 _RELUS = (torch.relu, torch.relu_, F.relu, F.relu_, "relu", "relu_")
 _REMEDIES = {
-    "Softmax": "Leave it out: the largest logit is the largest probability",
+    "LogSoftmax": "Leave it out: the largest logit is the largest probability",
     "pad": "Use the padding of the next convolution, or a 1x1 convolution for new channels (shortcut: projection)",
-    "softmax": "Leave it out: the largest logit is the largest probability",
+    "log_softmax": "Leave it out: the largest logit is the largest probability",
 }
 
 
 def _remedy(name: str) -> str:
     known = (
-        "convolution, linear, batch norm, ReLU, ReLU6, sigmoid, SiLU, hard sigmoid, hard swish, sum, product, mean, "
-        "average and max pooling, concatenation, slices and shuffles of channels, nearest upsampling, flatten, dropout"
+        "convolution, linear, batch norm, ReLU, ReLU6, sigmoid, SiLU, hard sigmoid, hard swish, softmax, sum, product, "
+        "mean, average and max pooling, concatenation, slices and shuffles of channels, nearest upsampling, flatten, "
+        "dropout"
     )
     return _REMEDIES.get(name, f"Replace it by what can be quantized: {known}")
 
@@ -267,6 +276,17 @@ def _mul(result: Normalized, node: fx.Node) -> Complaint:
     elif shapes[1] not in (shapes[0], by_channel[0]):
         return f"a product of shapes {list(shapes[0])} and {list(shapes[1])}", "Multiply one shape, or channels"
     replace_by_function(result, node, operator.mul, (first, second))
+    return None
+
+
+def _softmax(result: Normalized, node: fx.Node, axis: Any, tap: str | None = None) -> Complaint:
+    shape = node.meta[SHAPE]
+    # Without an axis torch takes the channels of such tensors.
+    if len(shape) not in (2, 4) or (axis is not None and axis % len(shape) != 1):
+        return f"a softmax of {list(shape)} over dimension {axis}", "Only the softmax over the channels is possible"
+    if not 2 <= shape[1] <= LARGEST_SOFTMAX:
+        return f"a softmax over {shape[1]} channels", f"Use 2 to {LARGEST_SOFTMAX}, or leave it out"
+    replace_by_module(result, node, Softmax(), tap)
     return None
 
 

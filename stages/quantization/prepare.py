@@ -37,6 +37,7 @@ from kdpipe.stages.quantization.operations import (
     is_relu,
     normalize,
 )
+from kdpipe.stages.quantization.softmax import ProbabilityQuantizer, Softmax
 from kdpipe.stages.quantization.stored_operations import (
     NOT_NEGATIVE,
     REARRANGEMENTS,
@@ -53,6 +54,8 @@ WIDE_BITS = 8
 """Width of the input, of the output, and of what is added or averaged."""
 
 INPUT_NAME = "input"
+
+Quantizer = ActivationQuantizer | InputQuantizer | ProbabilityQuantizer
 
 
 def prepare(module: nn.Module, example: Tensor, config: QuantizationConfig) -> fx.GraphModule:
@@ -120,7 +123,7 @@ def _find_misplaced(normalized: Normalized) -> None:
         normalized.problems.append(problem)
 
 
-def _is_signed(quantizer: ActivationQuantizer | InputQuantizer) -> bool:
+def _is_signed(quantizer: Quantizer) -> bool:
     return isinstance(quantizer, InputQuantizer) or quantizer.signed
 
 
@@ -135,7 +138,7 @@ class _Preparation:
         self.normalized = normalized
         self.graph = normalized.graph
         self.config = config
-        self.stored: dict[fx.Node, ActivationQuantizer | InputQuantizer] = {}
+        self.stored: dict[fx.Node, Quantizer] = {}
         self.final: dict[fx.Node, fx.Node] = {}
         self.narrowed: dict[tuple[fx.Node, int], fx.Node] = {}
         self.names = {INPUT_NAME}
@@ -155,6 +158,8 @@ class _Preparation:
                 self._quantize_concatenation(node)
             elif isinstance(module, Function):
                 self._quantize_function(node, module)
+            elif isinstance(module, Softmax):
+                self._quantize_softmax(node, module)
             elif is_relu(node) and node not in self.final:
                 self._quantize_stored(node)
             elif node.op != "output" and not isinstance(module, NORMS) and not is_relu(node):
@@ -265,6 +270,12 @@ class _Preparation:
         # Not in place: some functions keep their output for the gradient.
         self._quantize_value(node, node, None, [module], signed=module.name not in NOT_NEGATIVE, in_place=False)
 
+    def _quantize_softmax(self, node: fx.Node, module: Softmax) -> None:
+        module.read_from(self.stored[node.all_input_nodes[0]])
+        rounded = self._insert(node, ProbabilityQuantizer(self._name(node.meta[PATH])))
+        node.replace_all_uses_with(rounded, delete_user_cb=lambda user: user is not rounded)
+        self.final[node] = rounded
+
     def _call(self, node: fx.Node, name: str, module: nn.Module, inputs: tuple[Any, ...]) -> fx.Node:
         """Replace a function's node by a call of `module` and return it."""
         path = self.normalized.insert(f"{node.meta[PATH]}.{name}", module)
@@ -274,7 +285,7 @@ class _Preparation:
         self.normalized.replace(node, called)
         return called
 
-    def _narrow(self, layer: fx.Node) -> ActivationQuantizer | InputQuantizer:
+    def _narrow(self, layer: fx.Node) -> Quantizer:
         """Return the quantizer of what `layer` reads, requantized first where it is wider than the layer takes."""
         value = layer.all_input_nodes[0]
         quantizer, bits = self.stored[value], self._wanted_bits(layer)
@@ -287,9 +298,7 @@ class _Preparation:
             self.narrowed[value, bits] = self._insert(value, narrow)
         rounded = self.narrowed[value, bits]
         layer.replace_input_with(value, rounded)
-        found = self.stored[rounded]
-        assert isinstance(found, ActivationQuantizer)  # noqa: S101  # _insert stored it
-        return found
+        return self.stored[rounded]
 
     def _quantize_value(
         self,
@@ -368,7 +377,7 @@ class _Preparation:
             ewgs_delta=self.config.ewgs_delta,
         )
 
-    def _insert(self, value: fx.Node, quantizer: ActivationQuantizer) -> fx.Node:
+    def _insert(self, value: fx.Node, quantizer: ActivationQuantizer | ProbabilityQuantizer) -> fx.Node:
         path = self.normalized.insert(quantizer.name, quantizer)
         with self.graph.inserting_after(value):
             rounded = self.graph.call_module(path, (value,))

@@ -38,11 +38,13 @@ from kdpipe.targets.graph import (
     Quantization,
     Requantize,
     Slice,
+    Softmax,
     TensorType,
     Upsample,
 )
 from kdpipe.targets.lookup import lookup_table
 from kdpipe.targets.reference import add_factors, mul_factor
+from kdpipe.targets.softmax import exponentials
 
 _KERNEL_BITS = {2: "w2", 3: "w4", 4: "w4", 8: "w8"}
 
@@ -247,6 +249,24 @@ def _lookup(graph: IntegerGraph, node: Node) -> Layer:
     )
 
 
+def _softmax(graph: IntegerGraph, node: Node) -> Layer:
+    source = graph.tensor(node.inputs[0])
+    reach = source.quantization.qmax - source.quantization.qmin
+    return Layer(
+        node=node,
+        kernel="softmax",
+        header="softmax.h",
+        files=("softmax.c", "softmax.h"),
+        struct="kdp_softmax",
+        fields=[_pixels(source), source.shape[0], "@exponentials"],
+        arrays={
+            "exponentials": ConstantArray(
+                "int32_t", exponentials(source.quantization.scale)[: reach + 1].astype(np.int32)
+            )
+        },
+    )
+
+
 def _concat(graph: IntegerGraph, node: Node) -> Layer:
     channels = np.array([graph.tensor(name).shape[0] for name in node.inputs], dtype=np.int32)
     return Layer(
@@ -357,6 +377,7 @@ _LOWERINGS: dict[type, tuple[Candidate, ...]] = {
     Add: (Candidate(add_dsp, frozenset({DSP})), Candidate(_add)),
     Mul: (Candidate(_mul),),
     Lookup: (Candidate(_lookup),),
+    Softmax: (Candidate(_softmax),),
     Concat: (Candidate(_concat),),
     Slice: (Candidate(_slice),),
     ChannelShuffle: (Candidate(_channel_shuffle),),

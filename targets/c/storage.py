@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from kdpipe.targets.c.memory_plan import Buffer, MemoryPlan, plan_memory
-from kdpipe.targets.graph import Add, Flatten, IntegerGraph, Linear, Lookup, Mul, Node, Requantize
+from kdpipe.targets.graph import Add, Flatten, IntegerGraph, Linear, Lookup, Mul, Node, Requantize, Softmax
 
 INPUT, OUTPUT = "input", "output"
 
@@ -88,7 +88,7 @@ def assign_storage(
         if name == root[graph.output_name]:
             place[name] = OUTPUT
             continue
-        may_overwrite = isinstance(node.op, Add | Lookup | Mul | Requantize) or name in in_place
+        may_overwrite = isinstance(node.op, Add | Lookup | Mul | Requantize | Softmax) or name in in_place
         reused = _dying_input(node, step, root, last_read, place) if may_overwrite else None
         place[name] = reused or f"tensor {name}"
         size = size_of(node.output.shape)

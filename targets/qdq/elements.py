@@ -12,7 +12,7 @@ from kdpipe.targets.errors import UnsupportedError
 from kdpipe.targets.graph import ChannelShuffle, Concat, Slice, Upsample
 from kdpipe.targets.qdq.onnx_file import Constant, FileNode
 from kdpipe.targets.qdq.pools import flattened, rearranged, shape_of
-from kdpipe.targets.qdq.values import Exact, Function, Grouped, Joined, Product, Real, Stored, Value
+from kdpipe.targets.qdq.values import Exact, Function, Grouped, Joined, Probabilities, Product, Real, Stored, Value
 
 if TYPE_CHECKING:
     from kdpipe.targets.qdq.reader import Reader
@@ -29,6 +29,14 @@ def function(reader: Reader, node: FileNode) -> Real:
                 f"a HardSigmoid of alpha {line[0]:g} and beta {line[1]:g}", remedy="Use alpha 1/6 and beta 1/2"
             )
     return Real(Function(reader.exact(real), name), node.name, real.shape)
+
+
+def softmax(reader: Reader, node: FileNode) -> Real:
+    """Read a Softmax over the channels."""
+    real = reader.real(node)
+    if node.integer("axis", -1) % (1 + len(real.shape)) != 1:
+        raise UnsupportedError("is a softmax over another axis than the channels", remedy="Only axis 1 is read")
+    return Real(Probabilities(reader.exact(real)), node.name, real.shape)
 
 
 def product(reader: Reader, node: FileNode) -> Real:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from kdpipe.targets.errors import GraphError, UnsupportedError
 from kdpipe.targets.graph import Quantization
-from kdpipe.targets.qdq.elements import channel_slice, concatenation, function, product, reshape, resize, split
+from kdpipe.targets.qdq.elements import channel_slice, concatenation, function, product, reshape, resize, softmax, split
 from kdpipe.targets.qdq.layers import channel_line, convolution, linear
 from kdpipe.targets.qdq.onnx_file import Constant, FileNode
 from kdpipe.targets.qdq.pools import average_pool, flatten, global_average_pool, max_pool, reduce_mean
@@ -292,6 +292,7 @@ OPERATORS: dict[str, Callable[[Reader, FileNode], Value | None]] = {
     "Resize": resize,
     "Sigmoid": function,
     "Slice": channel_slice,
+    "Softmax": softmax,
     "Split": split,
     "Squeeze": flatten,
     "Sub": _subtract,

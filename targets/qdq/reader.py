@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from kdpipe.targets.errors import ArtifactError, GraphError, KdpipeError, UnsupportedError
 from kdpipe.targets.fixed_point import Rounding
 from kdpipe.targets.graph import (
+    PROBABILITIES,
     Add,
     Concat,
     IntegerGraph,
@@ -37,6 +38,7 @@ from kdpipe.targets.graph import (
     Operator,
     Quantization,
     Requantize,
+    Softmax,
     TensorType,
 )
 from kdpipe.targets.onnx import STORED_SUFFIX
@@ -48,6 +50,7 @@ from kdpipe.targets.qdq.values import (
     Exact,
     Function,
     Joined,
+    Probabilities,
     Product,
     Real,
     Steps,
@@ -189,6 +192,10 @@ class Reader:
             quantization = Quantization(scale, int(np.clip(np.rint(-128 - low / scale), -128, 127)))
             tensor = self.round(value, quantization, name, "INT8").tensor
             self.stored.pop(tensor, None)  # the file has it in floating point only
+            return tensor
+        if isinstance(value, Real) and isinstance(value.what, Probabilities) and not (value.is_bounded or value.after):
+            tensor = self.round(value, PROBABILITIES, name, "INT8").tensor
+            self.stored.pop(tensor, None)
             return tensor
         raise UnsupportedError(
             f"the network's output {name} is not quantized",
@@ -332,6 +339,8 @@ class Reader:
             tensor = self.add(first_name, Mul(), inputs, shape, quantization)
         elif isinstance(real.what, Function):
             tensor = self.add(first_name, Lookup(real.what.name), (real.what.tensor,), shape, quantization)
+        elif isinstance(real.what, Probabilities):
+            tensor = self._softmax(real.what.tensor, first_name, shape, quantization)
         elif isinstance(real.what, Joined):
             aligned = self.aligned(real.what.tensors, first_name, quantization)
             tensor = self.add(first_name, Concat(), aligned, shape, quantization)
@@ -347,6 +356,13 @@ class Reader:
         if real.factors is not None:
             self.factors[tensor] = real.factors
         return Stored(tensor, kind)
+
+    def _softmax(self, tensor: str, name: str, shape: tuple[int, ...], quantization: Quantization) -> str:
+        """Add a Softmax, and what brings its fixed steps to others; the last node is called `name`."""
+        if quantization == PROBABILITIES:
+            return self.add(name, Softmax(), (tensor,), shape, PROBABILITIES)
+        tensor = self.add(f"{name}.softmax", Softmax(), (tensor,), shape, PROBABILITIES)
+        return self.add(name, Requantize(), (tensor,), shape, quantization)
 
     def aligned(self, tensors: tuple[str, ...], name: str, quantization: Quantization) -> tuple[str, ...]:
         """Return `tensors` with one quantization, which is what a Concat called `name` takes."""

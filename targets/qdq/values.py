@@ -199,6 +199,13 @@ class Function:
 
 
 @dataclass(frozen=True)
+class Probabilities:
+    """The softmax of a tensor over its channels."""
+
+    tensor: str
+
+
+@dataclass(frozen=True)
 class Joined:
     """Tensors one after the other along the channels."""
 
@@ -315,7 +322,7 @@ class Real:
         factors: what each channel has been divided by, where channels have scales of their own.
     """
 
-    what: Exact | Sum | Product | Function | Joined | Accumulation
+    what: Exact | Sum | Product | Function | Probabilities | Joined | Accumulation
     name: str
     shape: tuple[int, ...]
     low: float = -math.inf

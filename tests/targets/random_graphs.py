@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdpipe.targets.graph import (
+    PROBABILITIES,
     Add,
     AveragePool2d,
     ChannelShuffle,
@@ -23,6 +24,7 @@ from kdpipe.targets.graph import (
     Quantization,
     Requantize,
     Slice,
+    Softmax,
     TensorType,
     Upsample,
     Weight,
@@ -32,7 +34,7 @@ from kdpipe.targets.lookup import FUNCTIONS
 
 OPERATORS = (
     *("conv", "grouped", "depthwise", "residual", "max_pool", "average_pool", "requantize"),
-    *("product", "squeeze_excite", "lookup", "concat", "slice", "channel_shuffle", "upsample"),
+    *("product", "squeeze_excite", "lookup", "concat", "slice", "channel_shuffle", "upsample", "softmax"),
 )
 
 SMALLEST_REACH = 4e-6
@@ -109,10 +111,11 @@ class _Builder:
             "slice": self.slice,
             "channel_shuffle": self.channel_shuffle,
             "upsample": self.upsample,
+            "softmax": self.softmax,
         }
         for _ in range(depth or self.draw(2, 5)):
             steps[str(self.rng.choice(operators))]()
-        self.head()
+        self.head(operators)
         classes = self.types[self.current].shape[0]
         channels = shape[0]
         return IntegerGraph(
@@ -271,6 +274,11 @@ class _Builder:
         reach = 0.25 if "sigmoid" in function else min(source.scale * 2**source.bits / 8, 2.0)
         self.add(Lookup(function), (self.current,), self.shape, self.quantization(reach))
 
+    def softmax(self) -> None:
+        if self.shape[0] == 1:
+            self.convolve(self.draw(2, 9), 1)
+        self.add(Softmax(), (self.current,), self.shape, PROBABILITIES)
+
     def concat(self) -> None:
         """Join the current tensor, or a narrower one before it, with a convolution of it; each gets one scale."""
         inputs = [self.current]
@@ -311,7 +319,7 @@ class _Builder:
         shape = (channels, height * factor[0], width * factor[1])
         self.add(Upsample(factor), (self.current,), shape, self.types[self.current].quantization)
 
-    def head(self) -> None:
+    def head(self, operators: tuple[str, ...]) -> None:
         channels, height, width = self.shape
         if self.coin():
             quantization = self.types[self.current].quantization
@@ -321,6 +329,8 @@ class _Builder:
         if self.rng.random() < 0.3:
             self.linear(self.draw(3, 12))
         self.linear(self.draw(2, 10))
+        if "softmax" in operators and self.rng.random() < 0.1:
+            self.softmax()
 
     def linear(self, outputs: int) -> None:
         weight = self.weight(outputs, self.shape[0])

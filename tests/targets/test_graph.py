@@ -8,6 +8,7 @@ import pytest
 
 from kdpipe.targets.errors import GraphError
 from kdpipe.targets.graph import (
+    PROBABILITIES,
     Add,
     AveragePool2d,
     ChannelShuffle,
@@ -23,6 +24,7 @@ from kdpipe.targets.graph import (
     Quantization,
     Requantize,
     Slice,
+    Softmax,
     TensorType,
     Upsample,
     Weight,
@@ -112,6 +114,14 @@ def test_a_valid_graph_is_built() -> None:
         (lambda: graph(ChannelShuffle(3), (2, 4, 4)), "3 groups do not divide 2 channels"),
         (lambda: graph(ChannelShuffle(0), (2, 4, 4)), "0 groups do not divide"),
         (lambda: graph(Upsample((0, 1)), (2, 0, 4)), "out of range"),
+        (lambda: graph(Softmax(), (2, 4, 4)), "steps of 1/256"),
+        (lambda: graph(Softmax(), (2, 4, 4), Quantization(1 / 256, -128, -128, 0)), "steps of 1/256"),
+        (lambda: graph(Softmax(), (1, 4, 4), PROBABILITIES, input=TensorType((1, 4, 4), Q)), "2 to 4095 channels"),
+        (lambda: graph(Softmax(), (4096,), PROBABILITIES, input=TensorType((4096,), Q)), "2 to 4095 channels"),
+        (
+            lambda: graph(Softmax(), (2,), PROBABILITIES, input=TensorType((2,), Quantization(2.0**-26, 0))),
+            "takes steps above",
+        ),
     ],
 )
 def test_invalid_layers_are_refused_by_name(build: Callable[[], object], message: str) -> None:

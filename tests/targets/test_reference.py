@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from kdpipe.targets import reference
 from kdpipe.targets.errors import GraphError
 from kdpipe.targets.graph import (
+    PROBABILITIES,
     Add,
     AveragePool2d,
     ChannelShuffle,
@@ -24,6 +25,7 @@ from kdpipe.targets.graph import (
     Quantization,
     Requantize,
     Slice,
+    Softmax,
     TensorType,
     Upsample,
     Weight,
@@ -186,3 +188,28 @@ def test_wrong_inputs_are_refused() -> None:
     )
     with pytest.raises(GraphError, match="outside"):
         reference.run(graph, np.full((1, 4), 4, np.int8))
+
+
+@pytest.mark.parametrize("scale", [3e-8, 1e-3, 0.02, 0.1, 1.0, 17.0, 40.0])
+@pytest.mark.parametrize("shape", [(2,), (10,), (1000,), (3, 4, 5)])
+def test_softmax_is_torchs_rounded(shape: tuple[int, ...], scale: float) -> None:
+    source = Quantization(float32(scale), 5)
+    x = random_input(6, *shape)
+    x[0] = 3
+    node = Node("n", Softmax(), ("x",), TensorType(shape, PROBABILITIES))
+    computed = reference.run(IntegerGraph("net", "x", TensorType(shape, source), (node,)), x)
+    real = torch.softmax(torch.from_numpy(source.dequantize(x)).double(), 1).numpy()
+    difference = np.abs(computed - (real * 256 - 128).clip(-128, 127))
+    # The fixed point is good for a ten-thousandth of a step.
+    assert difference.max() <= 0.5001
+
+
+def test_softmax_has_no_zero_point_and_no_rounding_of_the_graph() -> None:
+    x = random_input(4, 7)
+    results = [
+        reference.compute(Softmax(), [x], [TensorType((7,), source)], TensorType((7,), PROBABILITIES), rounding)
+        for source in (IN, Quantization(IN.scale, 100))
+        for rounding in ("tflite", "single")
+    ]
+    assert all((result == results[0]).all() for result in results)
+    assert results[0].max() > -100

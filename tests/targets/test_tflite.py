@@ -14,7 +14,9 @@ from torch import from_numpy
 from kdpipe.targets import reference
 from kdpipe.targets import tflite as exporter
 from kdpipe.targets.devices.host_litert import HostLitert
+from kdpipe.targets.errors import UnsupportedError
 from kdpipe.targets.graph import (
+    PROBABILITIES,
     Flatten,
     IntegerGraph,
     Linear,
@@ -22,6 +24,7 @@ from kdpipe.targets.graph import (
     Node,
     Quantization,
     Requantize,
+    Softmax,
     TensorType,
     Weight,
     convolution_output_size,
@@ -265,3 +268,30 @@ def test_the_padding_of_a_maximum_never_wins(random_inputs) -> None:
     assert (
         reference_trace(graph, inputs.astype(np.int8))["pool"] == reference.run(graph, inputs.astype(np.int8))
     ).all()
+
+
+def softmax_graph(channels: int, scale: float) -> IntegerGraph:
+    """A Softmax of `channels` at 1x1."""
+    source = TensorType((channels, 1, 1), Quantization(float(np.float32(scale)), 5))
+    node = Node("probabilities", Softmax(), ("input",), TensorType(source.shape, PROBABILITIES))
+    return IntegerGraph("softmax", "input", source, (node,), "tflite")
+
+
+@pytest.mark.parametrize(("channels", "scale"), [(2, 0.05), (10, 0.1), (10, 2.0), (3, 17.0), (511, 1e-4), (100, 0.01)])
+def test_softmax_is_tflites_to_the_bit(channels: int, scale: float) -> None:
+    graph = softmax_graph(channels, scale)
+    inputs = np.random.default_rng(0).integers(-128, 128, (20, channels, 1, 1)).astype(np.int8)
+    inputs[0] = 7
+    expected = reference.run(graph, inputs)
+    assert (reference_trace(graph, inputs)["probabilities"] == expected).all()
+    runtime = pytest.importorskip("tflite_micro").runtime
+    interpreter = runtime.Interpreter.from_bytes(exporter.build_model(graph))
+    for image, wanted in zip(inputs.transpose(0, 2, 3, 1), expected.transpose(0, 2, 3, 1), strict=True):
+        interpreter.set_input(image[None], 0)
+        interpreter.invoke()
+        assert (interpreter.get_output(0)[0] == wanted).all()
+
+
+def test_a_softmax_that_stops_tflites_kernels_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match=r"layer probabilities: .*512 channels"):
+        exporter.build_model(softmax_graph(512, 0.1))

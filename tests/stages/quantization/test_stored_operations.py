@@ -15,7 +15,7 @@ from kdpipe.stages.quantization.prepare import QuantizationConfig, input_quantiz
 from kdpipe.stages.quantization.stored_operations import ChannelShuffle, Function, StochasticDepth, Upsample
 from kdpipe.targets.errors import UnsupportedError
 from kdpipe.targets.fixed_point import Rounding
-from kdpipe.targets.graph import IntegerGraph, Lookup
+from kdpipe.targets.graph import PROBABILITIES, IntegerGraph, Lookup
 from kdpipe.targets.graph import Slice as GraphSlice
 from kdpipe.targets.lookup import FUNCTIONS
 from kdpipe.targets.lower import lower
@@ -181,6 +181,37 @@ def test_stochastic_depth_drops_whole_images_and_keeps_the_mean() -> None:
     assert not StochasticDepth(1.0).train()(x).any()
 
 
+class Attention(nn.Module):
+    """A softmax whose result is multiplied, one of a map, and one of the logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.score, self.after = nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.softmax, self.fc, self.last = nn.Softmax2d(), nn.Linear(4, 3), nn.Softmax(dim=-1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        gate = F.softmax(self.score(x.mean((2, 3), keepdim=True)), dim=1)
+        x = self.after(self.softmax(x * gate))
+        return self.last(self.fc(torch.softmax(x.relu(), 1).mean((2, 3))).softmax(-1))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_softmax_is_trained_and_deployed_alike(images: Tensor, bits: int) -> None:
+    torch.manual_seed(0)
+    network = Attention().eval()
+    prepared = quantized(network, images, bits=bits)
+    graph = lower(prepared, (2, 8, 8), name="g")
+    assert kinds(graph).count("Softmax") == 5
+    assert graph.output.quantization == PROBABILITIES
+    found = compare(prepared, graph, images)
+    assert found.worst[1] == 1.0
+    if bits == 8:
+        assert float((prepared(images) - network(images)).abs().max()) < 0.02
+    prepared.train()(images)[:, 0].sum().backward()
+    assert float(prepared.get_parameter("conv.weight").grad.abs().sum()) > 0
+
+
 class InPlace(nn.Module):
     """Results of operations that overwrite their input are not assigned, and one branch is not used."""
 
@@ -227,6 +258,9 @@ class Refused(nn.Module):
         (lambda x: operator.getitem(x.chunk(2, 2), 0), "a split along dimension 2"),
         (lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"), "by 'bilinear'"),
         (lambda x: F.interpolate(x, size=(12, 8)), r"resizing \[8, 8\] to \[12, 8\]"),
+        (lambda x: F.softmax(x, 2), r"a softmax of \[2, 4, 8, 8\] over dimension 2"),
+        (lambda x: F.softmax(x.flatten(1)[:, :1], 1), "a softmax over 1 channels"),
+        (lambda x: F.log_softmax(x, 1), "the operation 'log_softmax' has no integer form"),
         (lambda x: F.gelu(x), "the operation 'gelu' has no integer form"),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 
 from kdpipe.targets.c.generator import export
 from kdpipe.targets.graph import (
+    PROBABILITIES,
     Add,
     AveragePool2d,
     ChannelShuffle,
@@ -25,6 +26,7 @@ from kdpipe.targets.graph import (
     Quantization,
     Requantize,
     Slice,
+    Softmax,
     TensorType,
     Upsample,
     Weight,
@@ -186,3 +188,11 @@ def test_factors_above_one(rounding: str, check: Check, tmp_path: Path) -> None:
     kinds = [TensorType((2,), Quantization(1.0, -5)), TensorType((3,), Quantization(0.5, 7, -100, 101))]
     graph = IntegerGraph("net", "input", kinds[0], (Node("fc", linear, ("input",), kinds[1]),), rounding)
     check(graph, tmp_path)
+
+
+@pytest.mark.parametrize("scale", [3e-8, 0.004, 0.1, 4.0, 20.0])
+def test_softmax(scale: float, check: Check, tmp_path: Path) -> None:
+    narrow = Quantization(float(np.float32(scale)), 2, -30, 97)
+    for index, (shape, quantization) in enumerate([((3, 4, 5), narrow), ((1000,), replace(narrow, qmin=-128))]):
+        nodes = (Node("probabilities", Softmax(), ("input",), TensorType(shape, PROBABILITIES)),)
+        check(IntegerGraph("net", "input", TensorType(shape, quantization), nodes), tmp_path / str(index))

@@ -230,3 +230,35 @@ def test_damaged_files_give_errors_for_users_only(quantized: Any) -> None:
         except KdpipeError:
             refused += 1
     assert refused > 150
+
+
+@pytest.mark.parametrize("axis", [0, 2])
+def test_a_softmax_over_another_axis_is_refused(axis: int, quantized: Any) -> None:
+    def turned(model: Any) -> None:
+        node = next(node for node in model.graph.node if node.op_type == "MaxPool")
+        node.CopyFrom(onnx.helper.make_node("Softmax", node.input, node.output, name=node.name, axis=axis))
+
+    with pytest.raises(UnsupportedError, match="a softmax over another axis"):
+        reader.read_graph(broken(quantized(), turned))
+
+
+def test_a_batch_norm_between_convolution_and_quantizer_is_absorbed(
+    quantized: Any, networks: Any, layer_differences: Any
+) -> None:
+    path = quantized("QInt8", per_channel=True, batch_norm=True)
+    model = onnx.load(path)
+    for node in model.graph.node:
+        if node.op_type == "BatchNormalization":
+            node.input[0] = f"{node.name.removesuffix('_bn')}_out"
+            assert any(node.input[0] in conv.output for conv in model.graph.node if conv.op_type == "Conv")
+    path.write_bytes(model.SerializeToString())
+    reading, images = reader.read(path), networks.images(50, seed=5)
+    assert "conv1" not in {node.name for node in reading.graph.nodes} or "conv1_bn" not in reading.stored
+    differences = layer_differences(reading.graph, trace(path, reading, images))
+    assert max(differences.values()) <= 1
+
+
+def test_the_documented_operators_are_those_that_are_read() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "targets.md").read_text(encoding="utf-8")
+    listed = text.partition("- Read are ")[2].partition(".")[0]
+    assert set(listed.replace(" and ", ", ").replace("\n ", "").split(", ")) == set(OPERATORS)
