@@ -50,10 +50,13 @@ from kdpipe.targets.quantized_modules import (
 )
 
 if TYPE_CHECKING:
-    from torch import fx
+    from torch import fx, nn
 
 PATH = "path"
 """Key of an fx node's `meta` under which the name of its tensor in the integer graph stands."""
+
+SHAPE = "shape"
+"""Key of an fx node's `meta`: the shape, with the batch, of the tensor that it produced when the module was traced."""
 
 NEGLIGIBLE_STEPS = 1e-3
 """A channel that can't move its output by more than this many steps, whatever its input, is lowered to a constant."""
@@ -116,6 +119,18 @@ def absorb(
             remedy="Its batch norm's gamma is nearly zero: train longer, or remove the channel",
         )
     return Channels(np.where(constant, 0, np.sign(gain)).astype(np.int8), kept, bias.astype(np.int32))
+
+
+def check_finite(module: nn.Module) -> None:
+    """Raise GraphError, naming the layer, if a parameter or buffer holds a value that is not finite."""
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            layer, _, what = name.rpartition(".")
+            raise GraphError(
+                f"its {what} holds a value that is not finite",
+                where=f"layer {layer}",
+                remedy="Training diverged or the checkpoint is damaged: train again with a lower learning rate",
+            )
 
 
 def lower(
@@ -197,14 +212,7 @@ class _Lowering:
 
     def check_values(self) -> None:
         """Refuse values that are not finite and dead quantizers, by name."""
-        for name, tensor in self.module.state_dict().items():
-            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                layer, _, what = name.rpartition(".")
-                raise GraphError(
-                    f"its {what} holds a value that is not finite",
-                    where=f"layer {layer}",
-                    remedy="Training diverged or the checkpoint is damaged: train again with a lower learning rate",
-                )
+        check_finite(self.module)
         for module in self.module.modules():
             if isinstance(module, ActivationQuantizer):
                 module.quantization()
@@ -213,6 +221,15 @@ class _Lowering:
         """Compute every tensor's shape, without the batch, by running the module once on zeros."""
         import torch
 
+        for node in self.module.graph.nodes:
+            made_for = node.meta.get(SHAPE) if node.op == "placeholder" else None
+            if made_for is not None and tuple(made_for[1:]) != input_shape:
+                # Pooling windows and branches were chosen for that shape.
+                raise GraphError(
+                    f"the module was prepared for inputs of shape {list(made_for[1:])} and does not take an input of "
+                    f"shape {list(input_shape)}",
+                    remedy="Prepare the network for this shape: what is deployed has fixed sizes",
+                )
         shapes = self.shapes
 
         class Shapes(torch.fx.Interpreter):  # type: ignore[misc]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from kdpipe.stages.quantization.normalized import Normalized
-from kdpipe.stages.quantization.tracing import SCOPE, SHAPE
-from kdpipe.targets.lower import PATH
+from kdpipe.stages.quantization.tracing import SCOPE
+from kdpipe.targets.lower import PATH, SHAPE
 
 
 def give_a_layer(result: Normalized) -> None:

@@ -30,8 +30,20 @@ class Problem:
     operation: str
     remedy: str
 
-    def __str__(self) -> str:
-        return f"{self.path or 'the module itself'}: {self.operation}. {self.remedy}"
+
+_LISTED_PATHS = 6
+
+
+def listed(problems: list[Problem]) -> list[str]:
+    """Return the problems as lines: those that differ only in the module are one, with the first modules' paths."""
+    paths: dict[tuple[str, str], list[str]] = {}
+    for problem in problems:
+        paths.setdefault((problem.operation, problem.remedy), []).append(problem.path or "the module itself")
+    lines = []
+    for (operation, remedy), found in paths.items():
+        more = f" and {len(found) - _LISTED_PATHS} more" if len(found) > _LISTED_PATHS else ""
+        lines.append(f"{', '.join(found[:_LISTED_PATHS])}{more}: {operation}. {remedy}")
+    return lines
 
 
 @dataclass

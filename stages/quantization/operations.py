@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from kdpipe.stages.quantization import rearrangements
+from kdpipe.stages.quantization.layer_calls import fold_layer_calls
 from kdpipe.stages.quantization.layers import AveragePool
 from kdpipe.stages.quantization.lone_batch_norm import give_a_layer
 from kdpipe.stages.quantization.normalized import (
@@ -44,9 +45,9 @@ from kdpipe.stages.quantization.normalized import (
 )
 from kdpipe.stages.quantization.softmax import Softmax
 from kdpipe.stages.quantization.stored_operations import REARRANGEMENTS, Function, StochasticDepth
-from kdpipe.stages.quantization.tracing import SCOPE, SHAPE, STOCHASTIC_DEPTHS, Traced
+from kdpipe.stages.quantization.tracing import SCOPE, STOCHASTIC_DEPTHS, Traced
 from kdpipe.targets.graph import LARGEST_SOFTMAX
-from kdpipe.targets.lower import PATH
+from kdpipe.targets.lower import PATH, SHAPE
 
 LAYERS = (nn.Conv2d, nn.Linear)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -88,6 +89,7 @@ def normalize(traced: Traced) -> Normalized:
         return Normalized(traced.root, traced.graph, problems=[problem])
     traced.root.add_module(INSERTED, nn.Module())
     result = Normalized(traced.root, traced.graph, dict(traced.returned))
+    fold_layer_calls(result)
     rearrangements.fold_channel_shuffles(result)
     called: set[str] = set()
     for node in list(traced.graph.nodes):
@@ -114,7 +116,7 @@ def normalize(traced: Traced) -> Normalized:
 
 
 def _path(node: fx.Node) -> str:
-    if node.op == "call_module":
+    if node.op in ("call_module", "get_attr"):
         return str(node.target)
     name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", str(node.target))
     name = {
@@ -256,6 +258,9 @@ def _remedy(name: str) -> str:
 
 def _add(result: Normalized, node: fx.Node) -> Complaint:
     inputs = node.args
+    if len(inputs) == 2 and 0 in inputs and not node.kwargs:
+        result.replace(node, node.all_input_nodes[0])  # as sum() of a list begins
+        return None
     shapes = [arg.meta.get(SHAPE) if isinstance(arg, fx.Node) else None for arg in inputs]
     if len(inputs) != 2 or None in shapes or node.kwargs:
         return "a sum with a number or a factor", "Put constants into a layer's bias"
@@ -312,10 +317,15 @@ def _average(
     result: Normalized, node: fx.Node, kernel: Any, stride: Any, exact: tuple[Any, Any, Any], tap: str | None = None
 ) -> Complaint:
     padding, ceil_mode, divisor = exact
+    window = _pair(kernel)
+    steps = _pair(stride) if stride else window
+    if ceil_mode:
+        # Where the windows fit the map it makes no difference.
+        sizes = zip(node.all_input_nodes[0].meta[SHAPE][-2:], node.meta[SHAPE][-2:], window, steps, strict=True)
+        ceil_mode = any((outputs - 1) * step + length > size for size, outputs, length, step in sizes)
     if padding not in (0, (0, 0), [0, 0]) or ceil_mode or divisor is not None:
         return "average pooling with padding, ceil_mode or divisor_override", "Use the defaults of these three"
-    window = _pair(kernel)
-    replace_by_module(result, node, AveragePool(window, _pair(stride) if stride else window), tap)
+    replace_by_module(result, node, AveragePool(window, steps), tap)
     return None
 
 

@@ -24,7 +24,7 @@ from kdpipe.stages.quantization.activations import (
 )
 from kdpipe.stages.quantization.configuration import QuantizationConfig, Widths, choose_widths
 from kdpipe.stages.quantization.layers import AveragePool, Scope, Sum, exact_batch_norm
-from kdpipe.stages.quantization.normalized import Normalized, Problem
+from kdpipe.stages.quantization.normalized import Normalized, Problem, listed
 from kdpipe.stages.quantization.operations import (
     CEILING,
     DROPOUTS,
@@ -45,10 +45,10 @@ from kdpipe.stages.quantization.stored_operations import (
     Function,
     Product,
 )
-from kdpipe.stages.quantization.tracing import SHAPE, trace
+from kdpipe.stages.quantization.tracing import trace
 from kdpipe.stages.quantization.weights import QuantizedConv2d, QuantizedLinear
 from kdpipe.targets.errors import UnsupportedError
-from kdpipe.targets.lower import PATH
+from kdpipe.targets.lower import PATH, SHAPE, check_finite
 
 WIDE_BITS = 8
 """Width of the input, of the output, and of what is added or averaged."""
@@ -69,16 +69,18 @@ def prepare(module: nn.Module, example: Tensor, config: QuantizationConfig) -> f
     Raises:
         UnsupportedError: lists every operation that can't be quantized, by module, with a remedy.
         NetworkError: the module can't be traced.
+        GraphError: a weight is not finite; names the layer.
         UsageError: a pattern of `config.bits` matches no layer.
     """
     if any(isinstance(part, ActivationQuantizer) for part in module.modules()):
         raise UnsupportedError("the network is quantized already", remedy="Give the float network")
+    check_finite(module)
     normalized = normalize(trace(module, example))
     _find_misplaced(normalized)
     if normalized.problems:
-        listed = "".join(f"\n  - {problem}" for problem in normalized.problems)
+        lines = "".join(f"\n  - {line}" for line in listed(normalized.problems))
         count = len(normalized.problems)
-        raise UnsupportedError(f"{count} operation{'s' * (count > 1)} of the network can't be quantized:{listed}")
+        raise UnsupportedError(f"{count} operation{'s' * (count > 1)} of the network can't be quantized:{lines}")
     preparation = _Preparation(normalized, config)
     preparation.insert_quantizers()
     preparation.insert_taps()

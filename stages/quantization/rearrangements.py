@@ -13,8 +13,8 @@ from torch import fx
 
 from kdpipe.stages.quantization.normalized import Complaint, Normalized, replace_by_function, replace_by_module
 from kdpipe.stages.quantization.stored_operations import ChannelShuffle, ChannelSlice, Upsample
-from kdpipe.stages.quantization.tracing import SCOPE, SHAPE
-from kdpipe.targets.lower import PATH
+from kdpipe.stages.quantization.tracing import SCOPE
+from kdpipe.targets.lower import PATH, SHAPE
 
 _VIEWS = ("view", "reshape", torch.reshape)
 _SPLITS = ("split", "chunk", torch.split, torch.chunk)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +12,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from kdpipe.targets.errors import NetworkError
+from kdpipe.targets.lower import SHAPE
 
 SCOPE = "scope"
 """Key of an fx node's `meta`: the path of the container whose forward holds the operation."""
-
-SHAPE = "shape"
-"""Key of an fx node's `meta`: the shape of the tensor that it produces, for a batch of the example's size."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +38,17 @@ STOCHASTIC_DEPTHS = ("StochasticDepth", "DropPath")
 """Names of the classes by which torchvision and timm drop branches in training."""
 
 
+_SIZES = ("shape", "ndim", "size", "dim")
+"""Attributes and methods of a tensor that say nothing of its values."""
+
+
 class _Tracer(fx.Tracer):
-    def __init__(self) -> None:
+    """Follows a module's forward; a condition on sizes is decided by those that the example gives."""
+
+    def __init__(self, example: Tensor) -> None:
         super().__init__()
+        self.example = example
+        self.failed_in = ""
         self.path = ""
         self.returned: dict[str, Any] = {}
         self.twice: list[str] = []
@@ -55,6 +62,9 @@ class _Tracer(fx.Tracer):
         self.path = outer if leaf else path
         try:
             result = super().call_module(m, forward, args, kwargs)
+        except Exception:
+            self.failed_in = self.failed_in or path
+            raise
         finally:
             self.path = outer
         if not leaf:
@@ -62,6 +72,16 @@ class _Tracer(fx.Tracer):
                 self.twice.append(path)
             self.returned[path] = result
         return result
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        if not _knows_only_sizes(obj.node):
+            return super().to_bool(obj)
+        interpreter = fx.Interpreter(self.root, graph=self.graph)
+        interpreter.args_iter = iter([self.example])
+        with _as_not_traced(), _in_evaluation(self.root), torch.no_grad():
+            for node in self.graph.nodes:
+                interpreter.env[node] = interpreter.run_node(node)
+        return bool(interpreter.env[obj.node])
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
@@ -81,12 +101,16 @@ def trace(module: nn.Module, example: Tensor) -> Traced:
             its own, or does not take the example.
     """
     root = copy.deepcopy(module)
-    tracer = _Tracer()
+    # A batch norm that is called as a function in training mode changes its statistics when it is run.
+    buffers = {name: buffer.clone() for name, buffer in root.named_buffers()}
+    tracer = _Tracer(example)
     try:
         graph = tracer.trace(root)
     except Exception as error:  # a user's forward may raise anything when it is run on a proxy
+        path = tracer.failed_in
+        inside = f" in {path} ({type(root.get_submodule(path)).__name__})" if path else ""
         raise NetworkError(
-            f"{type(module).__name__} can't be traced: {error}",
+            f"{type(module).__name__} can't be traced{inside}: {error}",
             remedy="Its forward must not branch on tensor values; see the documentation of torch.fx",
         ) from None
     if tracer.twice:
@@ -95,10 +119,48 @@ def trace(module: nn.Module, example: Tensor) -> Traced:
             remedy="Give each call a module of its own: each needs its own quantizers",
         )
     _infer_shapes(root, graph, example)
+    for name, buffer in root.named_buffers():
+        buffer.copy_(buffers[name])
     _resolve_in_place(root, graph)
     _erase_dead_code(graph, tracer.returned)
     nodes = {path: value.node for path, value in tracer.returned.items() if isinstance(value, fx.Proxy)}
     return Traced(root, graph, nodes)
+
+
+_CALL, _GETATTR = nn.Module.__call__, nn.Module.__getattr__
+
+
+@contextmanager
+def _as_not_traced() -> Iterator[None]:
+    """Let modules compute while torch.fx, which replaces these two methods of theirs, is tracing."""
+    traced = nn.Module.__call__, nn.Module.__getattr__
+    nn.Module.__call__, nn.Module.__getattr__ = _CALL, _GETATTR  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.__call__, nn.Module.__getattr__ = traced  # type: ignore[method-assign]
+
+
+def _knows_only_sizes(node: fx.Node) -> bool:
+    """Whether a value is computed from sizes and numbers, not from what tensors hold."""
+    if node.op == "call_method" and node.target in _SIZES:
+        return True
+    if node.op != "call_function":
+        return False
+    if node.target is getattr:
+        return node.args[1] in _SIZES
+    return bool(node.all_input_nodes) and all(_knows_only_sizes(source) for source in node.all_input_nodes)
+
+
+@contextmanager
+def _in_evaluation(root: nn.Module) -> Iterator[None]:
+    modes = {part: part.training for part in root.modules()}
+    root.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
 
 
 def _resolve_in_place(root: nn.Module, graph: fx.Graph) -> None:
@@ -143,15 +205,10 @@ def _infer_shapes(root: nn.Module, graph: fx.Graph, example: Tensor) -> None:
                 n.meta[SHAPE] = tuple(result.shape)
             return result
 
-    modes = {part: part.training for part in root.modules()}
-    root.eval()
     try:
-        with torch.no_grad():
+        with _in_evaluation(root), torch.no_grad():
             Shapes(root, graph=graph).run(example)
     except Exception as error:  # torch raises several kinds for a shape that does not fit
         raise NetworkError(
             f"{type(root).__name__} does not take an input of shape {list(example.shape[1:])}: {error}"
         ) from None
-    finally:
-        for part, mode in modes.items():
-            part.training = mode

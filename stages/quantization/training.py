@@ -18,6 +18,7 @@ from kdpipe.stages.knowledge.registry import LOSSES
 from kdpipe.stages.quantization.activations import calibrating
 from kdpipe.stages.quantization.fidelity import Fidelity, compare
 from kdpipe.stages.quantization.network import prepare_for, save_quantized_network
+from kdpipe.stages.quantization.prepare import quantizers
 from kdpipe.stages.quantization.progressive import at_least
 from kdpipe.stages.quantization.speq import StochasticTeacher, finer_bits
 from kdpipe.stages.quantization.statistics import estimate_statistics
@@ -129,10 +130,16 @@ def quantize(params: QuantizeParams, inputs: Inputs, context: StageContext) -> O
 
 @torch.no_grad()
 def calibrate(prepared: fx.GraphModule, images: Tensor) -> None:
-    """Set every activation clip by the activations of `images [N, C, H, W]`, with batch statistics."""
+    """Set every activation clip by the activations of `images [N, C, H, W]`, with batch statistics.
+
+    Raises:
+        GraphError: only zeros, or values that are not finite, reach a quantizer; names the layer.
+    """
     prepared.train()
     with calibrating(prepared):
         prepared(images)
+    for quantizer in quantizers(prepared):
+        quantizer.quantization()
 
 
 def train_quantized(

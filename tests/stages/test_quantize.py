@@ -27,7 +27,7 @@ from kdpipe.stages.base import Artifact
 from kdpipe.stages.quantization.fidelity import compare
 from kdpipe.stages.quantization.network import load_quantized_network
 from kdpipe.stages.quantize import STAGE, QuantizeParams
-from kdpipe.targets.errors import ArtifactError, DataError, UnsupportedError, UsageError
+from kdpipe.targets.errors import ArtifactError, DataError, GraphError, UnsupportedError, UsageError
 from kdpipe.targets.graph_files import load_graph
 
 SPACE = ImageSpace((1, 8, 8), ("a", "b", "c"), (0.3,), (0.4,))
@@ -239,6 +239,27 @@ def test_a_network_that_cannot_be_quantized_is_refused_before_training(
     save_network(tmp_path / "padded", build_network(description), description)
     with pytest.raises(UnsupportedError, match=r"layer2\.0\.shortcut"):
         run({**inputs, "network": Artifact("network", tmp_path / "padded")}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("tensor", "value", "message"),
+    [
+        ("bn1.weight", float("nan"), "layer bn1: its weight holds a value that is not finite"),
+        ("layer1.0.conv1.weight", float("inf"), r"layer layer1\.0\.conv1: its weight holds"),
+        ("bn1.bias", -1e3, "layer conv1: its activation quantizer is dead: scale 0"),
+    ],
+)
+def test_damaged_weights_are_refused_before_training_and_leave_nothing(
+    inputs: Mapping[str, Artifact], tmp_path: Path, tensor: str, value: float, message: str
+) -> None:
+    network, description = load_network(inputs["network"].path)
+    network.state_dict()[tensor].fill_(value)
+    (tmp_path / "network").mkdir()
+    save_network(tmp_path / "network", network, description)
+    damaged = {**inputs, "network": Artifact("network", tmp_path / "network")}
+    with pytest.raises(GraphError, match=message):
+        run(damaged, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -151,6 +151,28 @@ def test_a_shape_that_does_not_fit_is_refused() -> None:
         lower(small(), (1, 7, 7), name="g")
 
 
+def test_another_shape_than_the_modules_own_is_refused_though_it_would_fit() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Conv2d(2, 3, 1))
+    prepared = prepare(network.eval(), torch.zeros(2, 1, 8, 8), QuantizationConfig())
+    assert lower(prepared, (1, 8, 8), name="g").output.shape == (3, 1, 1)
+    with pytest.raises(
+        GraphError, match=r"prepared for inputs of shape \[1, 8, 8\] and does not take .* \[1, 14, 14\]"
+    ):
+        lower(prepared, (1, 14, 14), name="g")
+
+
+def test_an_accumulator_beyond_int32_is_refused_by_layer() -> None:
+    network = nn.Sequential(nn.Linear(70_000, 2, bias=False))
+    nn.init.ones_(network[0].weight)
+    prepared = prepare(network.eval(), torch.zeros(2, 70_000), QuantizationConfig())
+    input_quantizer(prepared).set_range(0, 8)
+    with pytest.raises(GraphError, match="layer 0: its accumulator can reach 2266950000, beyond int32"):
+        lower(prepared, (70_000,), name="g")
+    # what it reads is half as large
+    input_quantizer(prepared).set_range(-4, 4)
+    assert lower(prepared, (70_000,), name="g").nodes[0].name == "0"
+
+
 def test_a_module_that_was_not_prepared_is_refused() -> None:
     with pytest.raises(UnsupportedError):
         lower(fx.symbolic_trace(Small()), (1, 6, 6), name="g")

@@ -16,7 +16,7 @@ from kdpipe.stages.quantization.configuration import QuantizationConfig
 from kdpipe.stages.quantization.fidelity import compare
 from kdpipe.stages.quantization.prepare import input_quantizer, prepare, quantizers
 from kdpipe.stages.quantization.weights import QuantizedConv2d
-from kdpipe.targets.errors import NetworkError, UnsupportedError
+from kdpipe.targets.errors import GraphError, NetworkError, UnsupportedError
 from kdpipe.targets.graph import AveragePool2d, Flatten, Linear, Requantize
 from kdpipe.targets.lower import lower
 
@@ -274,6 +274,30 @@ def test_a_shared_relu_has_a_quantizer_at_each_call() -> None:
     network = nn.Sequential(nn.Conv2d(1, 2, 3), relu, nn.Conv2d(2, 2, 3), relu, nn.Flatten(), nn.Linear(32, 2))
     prepared = prepare(network, torch.zeros(2, 1, 8, 8), QuantizationConfig())
     assert names(prepared) == ["0", "2", "5"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("tensor", ["0.weight", "1.running_var"])
+def test_a_float_network_with_a_value_that_is_not_finite_is_refused(tensor: str, value: float) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    network.state_dict()[tensor].view(-1)[0] = value
+    layer, _, what = tensor.partition(".")
+    with pytest.raises(GraphError, match=f"layer {layer}: its {what} holds a value that is not finite"):
+        prepare(network, torch.zeros(2, 1, 8, 8), QuantizationConfig())
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (nn.GELU(), "1: GELU has no integer form here. Replace it by what can be quantized: convolution"),
+        (nn.ConvTranspose2d(2, 2, 2), "1: ConvTranspose2d has no integer form here"),
+        (nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"), "1: convolution with padding_mode='reflect'"),
+        (nn.AdaptiveAvgPool2d(4), r"1: adaptive pooling of \[6, 6\] to \[4, 4\]"),
+    ],
+)
+def test_a_module_without_integer_form_is_named(module: nn.Module, message: str) -> None:
+    with pytest.raises(UnsupportedError, match=message):
+        prepare(nn.Sequential(nn.Conv2d(1, 2, 3), module), torch.zeros(2, 1, 8, 8), QuantizationConfig())
 
 
 def test_a_copy_is_independent() -> None:
