@@ -21,9 +21,17 @@ from numpy.typing import NDArray
 from kdpipe.targets.errors import GraphError
 from kdpipe.targets.fixed_point import INT32_MAX, Rounding
 
+SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
+"""Positive float32 below this are subnormal: runtimes may compute with zero instead."""
+
 Pair = tuple[int, int]
 Padding = tuple[int, int, int, int]
 WEIGHT_BITS = (2, 3, 4, 8)
+
+
+def is_integer(value: object) -> bool:
+    """Return whether `value` is an int, and no bool."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,10 @@ class Quantization:
     def __post_init__(self) -> None:
         if not np.isfinite(self.scale) or self.scale <= 0:
             raise GraphError(f"a scale must be positive and finite, got {self.scale}")
+        if not all(is_integer(value) for value in (self.zero_point, self.qmin, self.qmax)):
+            raise GraphError(f"a zero point and its range are integers, got {self.zero_point!r}")
+        if self.scale < SMALLEST_NORMAL:
+            raise GraphError(f"the scale {self.scale:.3g} is one that runtimes flush to zero")
         if float(np.float32(self.scale)) != self.scale:
             raise GraphError(f"the scale {self.scale!r} is not a float32", remedy="Round it with float(np.float32(x))")
         if not -128 <= self.qmin < self.qmax <= 127:
@@ -104,13 +116,15 @@ class Weight:
             raise GraphError(f"weights of {self.bits} bits are not supported", remedy=f"Use one of {WEIGHT_BITS}")
         if self.values.dtype != np.int8 or self.scales.dtype != np.float32:
             raise GraphError(f"weights must be int8 with float32 scales, got {self.values.dtype}, {self.scales.dtype}")
+        if self.values.ndim not in (2, 4) or not self.values.size:
+            raise GraphError(f"weights have the shape [O, I] or [O, I, KH, KW], not {list(self.values.shape)}")
         if self.scales.shape != self.values.shape[:1]:
             raise GraphError(f"{self.values.shape[0]} output channels but scales of shape {self.scales.shape}")
         limit = 2 ** (self.bits - 1) - 1
         if self.values.size and int(np.abs(self.values.astype(np.int16)).max()) > limit:
             raise GraphError(f"a weight lies outside [-{limit}, {limit}], the range of {self.bits} bits")
-        if not (np.isfinite(self.scales).all() and (self.scales > 0).all()):
-            raise GraphError("a weight scale is zero, negative or not finite")
+        if not (np.isfinite(self.scales).all() and (self.scales >= SMALLEST_NORMAL).all()):
+            raise GraphError("a weight scale is zero, negative, too small or not finite")
 
     @property
     def packed_bytes(self) -> int:

@@ -11,6 +11,7 @@ from kdpipe.targets.fixed_point import quantize_multiplier
 from kdpipe.targets.graph import (
     LARGEST_SOFTMAX,
     PROBABILITIES,
+    SMALLEST_NORMAL,
     SMALLEST_SOFTMAX_STEP,
     Add,
     AveragePool2d,
@@ -24,6 +25,7 @@ from kdpipe.targets.graph import (
     MaxPool2d,
     Mul,
     Node,
+    Operator,
     Requantize,
     Slice,
     Softmax,
@@ -31,10 +33,12 @@ from kdpipe.targets.graph import (
     Upsample,
     accumulator_bound,
     convolution_output_size,
+    is_integer,
     overflows_int32,
 )
 from kdpipe.targets.lookup import FUNCTIONS
 
+LARGEST_FLOAT = float(np.finfo(np.float32).max)
 _KEEPS_QUANTIZATION = (MaxPool2d, AveragePool2d, Flatten, Concat, Slice, ChannelShuffle, Upsample)
 
 
@@ -46,8 +50,12 @@ def check_graph(graph: IntegerGraph) -> None:
         raise GraphError("the graph has no nodes")
     if graph.rounding not in ("tflite", "single"):
         raise GraphError(f"unknown rounding {graph.rounding!r}", remedy="Use tflite or single")
+    _check_shape(graph.input.shape, f"input {graph.input_name}")
+    _check_normalization(graph)
     known = {graph.input_name: graph.input}
     for node in graph.nodes:
+        if not node.name:
+            raise GraphError("a layer has no name", where=f"after {[*known][-1]}")
         if node.name in known:
             raise GraphError("two tensors have this name", where=f"layer {node.name}")
         for name in node.inputs:
@@ -62,7 +70,39 @@ def check_graph(graph: IntegerGraph) -> None:
         raise GraphError(f"{len(graph.class_names)} class names for an output of shape {graph.output.shape}")
 
 
+def _check_shape(shape: tuple[int, ...], where: str) -> None:
+    if len(shape) not in (1, 3) or not all(is_integer(size) and size >= 1 for size in shape):
+        raise GraphError(f"a tensor has the shape [C, H, W] or [features], not {list(shape)}", where=where)
+
+
+def _check_normalization(graph: IntegerGraph) -> None:
+    known = graph.normalization
+    if known is None:
+        return
+    if not len(known.mean) == len(known.std) == graph.input.shape[0]:
+        raise GraphError(f"{len(known.mean)} means and {len(known.std)} deviations for {graph.input.shape[0]} channels")
+    if not np.isfinite([*known.mean, *known.std]).all() or min(known.std) <= 0:
+        raise GraphError("a mean or deviation of the normalization is not finite, or a deviation not positive")
+
+
+def _check_integers(node: Node) -> None:
+    """Refuse strides, windows and the like that are no integers or too small."""
+    for names, least in (
+        (("stride", "dilation", "kernel", "factor", "groups"), 1),
+        (("padding",), 0),
+        (("start", "stop"), None),
+    ):
+        for name in names:
+            value = getattr(node.op, name, None)
+            numbers = () if value is None else value if isinstance(value, tuple) else (value,)
+            if not all(is_integer(number) and (least is None or number >= least) for number in numbers):
+                raise GraphError(f"its {name} {value} is out of range")
+
+
 def _check_node(node: Node, inputs: list[TensorType]) -> None:
+    if not isinstance(node.op, Operator):
+        raise GraphError(f"unknown operator {node.op!r}")
+    _check_integers(node)
     if isinstance(node.op, Concat):
         if len(inputs) < 2:
             raise GraphError(f"Concat takes at least 2 inputs, not {len(inputs)}")
@@ -75,6 +115,10 @@ def _check_node(node: Node, inputs: list[TensorType]) -> None:
         raise GraphError(f"its output has shape {node.output.shape}, but its operator gives {expected}")
     if any(size < 1 for size in expected):
         raise GraphError(f"its window does not fit the input of shape {inputs[0].shape}")
+    if isinstance(node.op, AveragePool2d):
+        count = node.op.kernel[0] * node.op.kernel[1]
+        if overflows_int32(128 * count + count // 2):
+            raise GraphError(f"its sum of {count} elements can leave int32", remedy="Pool in two steps")
     if isinstance(node.op, _KEEPS_QUANTIZATION):
         if any(tensor.quantization != node.output.quantization for tensor in inputs):
             raise GraphError(f"{type(node.op).__name__} must keep its input's quantization")
@@ -117,6 +161,9 @@ def _check_accumulation(op: Conv2d | Linear, source: TensorType, output: TensorT
             remedy="Use fewer input channels, narrower weights or a smaller bias",
         )
     for scale in op.weight.scales:
+        unit = source.quantization.scale * float(scale)
+        if not SMALLEST_NORMAL <= unit <= LARGEST_FLOAT:
+            raise GraphError(f"one unit of its bias is {unit:.3g}, which float32 does not hold")
         _check_factor(source.quantization.scale * float(scale) / output.quantization.scale, bound)
 
 
@@ -133,6 +180,8 @@ def _check_factor(factor: float, bound: int) -> None:
 
 def _output_shape(node: Node, inputs: list[TensorType]) -> tuple[int, ...]:
     op, shape = node.op, inputs[0].shape
+    if isinstance(op, Linear | Conv2d) and op.weight.values.ndim != (2 if isinstance(op, Linear) else 4):
+        raise GraphError(f"its weights have the shape {list(op.weight.values.shape)}")
     if isinstance(op, Linear):
         outputs, features = op.weight.values.shape
         if shape != (features,):
@@ -166,12 +215,10 @@ def _output_shape(node: Node, inputs: list[TensorType]) -> tuple[int, ...]:
         raise GraphError(f"{type(op).__name__} takes [C, H, W], its input has shape {shape}")
     channels, height, width = shape
     if isinstance(op, ChannelShuffle):
-        if op.groups < 1 or channels % op.groups:
+        if channels % op.groups:
             raise GraphError(f"{op.groups} groups do not divide {channels} channels")
         return shape
     if isinstance(op, Upsample):
-        if min(op.factor) < 1:
-            raise GraphError(f"the factor {op.factor} is out of range")
         return (channels, height * op.factor[0], width * op.factor[1])
     if isinstance(op, Conv2d):
         return _convolution_shape(op, channels, height, width)
@@ -191,8 +238,6 @@ def _convolution_shape(op: Conv2d, channels: int, height: int, width: int) -> tu
         raise GraphError(
             f"weights of shape {op.weight.values.shape} in {op.groups} groups do not fit {channels} input channels"
         )
-    if min(*op.stride, *op.dilation) < 1 or min(op.padding) < 0:
-        raise GraphError(f"stride {op.stride}, dilation {op.dilation} or padding {op.padding} is out of range")
     top, left, bottom, right = op.padding
     return (
         outputs,
