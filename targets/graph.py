@@ -180,7 +180,16 @@ class Add:
 
 @dataclass(frozen=True)
 class MaxPool2d:
-    """Maximum over a window; the padding never wins. Input and output have one quantization."""
+    """Maximum over a window. Input and output have one quantization.
+
+    out[c,y,x] = max over u < KH and v < KW of q[c, y*stride+u-top, x*stride+v-left], where that lies in the map: the
+    padding never wins, and is smaller than the window.
+
+    Args:
+        kernel: (KH, KW).
+        stride: (vertical, horizontal).
+        padding: (top, left, bottom, right).
+    """
 
     kernel: Pair
     stride: Pair
@@ -191,8 +200,13 @@ class MaxPool2d:
 class AveragePool2d:
     """Mean over a window, without padding; input and output have one quantization.
 
-    out = round(sum q / count), half away from zero, clamped to [qmin, qmax]. With `kernel` the whole map this is
-    the global mean. (TFLite's AVERAGE_POOL_2D rounds the stored integers, not q - z: so does this.)
+    out[c,y,x] = round(sum over u < KH and v < KW of q[c, y*stride+u, x*stride+v] / (KH * KW)), halves away from zero,
+    clamped to [qmin, qmax]. The sum stays in int32. With `kernel` the whole map this is the global mean. (TFLite's
+    AVERAGE_POOL_2D rounds the stored integers, not q - z: so does this.)
+
+    Args:
+        kernel: (KH, KW).
+        stride: (vertical, horizontal).
     """
 
     kernel: Pair
@@ -201,7 +215,7 @@ class AveragePool2d:
 
 @dataclass(frozen=True)
 class Flatten:
-    """[C, H, W] to [C * H * W], channels first; the integers stay as they are."""
+    """[C, H, W] to [C * H * W], channels first: out[(c * H + y) * W + x] = q[c, y, x]. One quantization."""
 
 
 @dataclass(frozen=True)
@@ -249,7 +263,10 @@ class Softmax:
 
 @dataclass(frozen=True)
 class Concat:
-    """The channels (or features) of two or more tensors, one after the other; all have the output's quantization."""
+    """The channels (or features) of two or more tensors, one after the other; all have the output's quantization.
+
+    out[C_1 + ... + C_{k-1} + c] = q_k[c] for c < C_k, the channels of the k-th tensor.
+    """
 
 
 @dataclass(frozen=True)

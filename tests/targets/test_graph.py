@@ -1,11 +1,13 @@
 """What an integer graph refuses, and that each refusal names the layer."""
 
+import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
+from kdpipe.targets import reference
 from kdpipe.targets.errors import GraphError
 from kdpipe.targets.graph import (
     PROBABILITIES,
@@ -22,6 +24,7 @@ from kdpipe.targets.graph import (
     Mul,
     Node,
     Normalization,
+    Operator,
     Quantization,
     Requantize,
     Slice,
@@ -219,3 +222,42 @@ def test_accumulator_bound_is_reached_by_the_worst_input() -> None:
     worst = max(abs(int(values[o].astype(int).clip(min=0).sum() * 255 + bias[o])) for o in range(4))
     assert bound >= worst
     assert bound == max(int(abs(values[o].astype(int)).sum() * 255 + abs(int(bias[o]))) for o in range(4))
+
+
+@pytest.mark.parametrize("operator", get_args(Operator), ids=lambda operator: operator.__name__)
+def test_every_operator_is_documented_by_its_equation(operator: type) -> None:
+    assert re.search(r"out(\[.*\])? = ", operator.__doc__ or "")
+
+
+@pytest.mark.parametrize("operator", [MaxPool2d, AveragePool2d, Flatten, Concat])
+def test_the_equations_are_the_references(operator: type) -> None:
+    """Those that only move or choose integers, spelled out in loops."""
+    q = np.random.default_rng(0).integers(-128, 128, (1, 3, 5, 6)).astype(np.int8)
+    source = TensorType((3, 5, 6), Q)
+    image = q[0].astype(int)
+    channels, height, width = image.shape
+    if operator is Flatten:
+        op: Any = Flatten()
+        expected = np.zeros(90)
+        for c, y, x in np.ndindex(channels, height, width):
+            expected[(c * height + y) * width + x] = image[c, y, x]
+    elif operator is Concat:
+        op, expected = Concat(), np.concatenate([image, image])
+    else:
+        kernel, stride, (top, left) = (3, 2), (2, 3), ((1, 1) if operator is MaxPool2d else (0, 0))
+        op = MaxPool2d(kernel, stride, (1, 1, 0, 1)) if operator is MaxPool2d else AveragePool2d(kernel, stride)
+        rows, columns = (2, 3) if operator is MaxPool2d else (2, 2)
+        expected = np.zeros((channels, rows, columns))
+        for c, y, x in np.ndindex(channels, rows, columns):
+            window = [
+                image[c, y * stride[0] + u - top, x * stride[1] + v - left]
+                for u in range(kernel[0])
+                for v in range(kernel[1])
+                if 0 <= y * stride[0] + u - top < height and 0 <= x * stride[1] + v - left < width
+            ]
+            mean = sum(window) / len(window)
+            expected[c, y, x] = max(window) if operator is MaxPool2d else np.sign(mean) * np.floor(abs(mean) + 0.5)
+    inputs = ("x", "x") if operator is Concat else ("x",)
+    node = Node("n", op, inputs, TensorType(expected.shape, Q))
+    computed = reference.run(IntegerGraph("net", "x", source, (node,)), q)[0]
+    assert (computed == expected).all()

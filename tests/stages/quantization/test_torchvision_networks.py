@@ -27,6 +27,7 @@ NETWORKS = (
     *("resnet18", "mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1", "efficientnet_b0"),
     "regnet_y_400mf",
 )
+LARGE = ("resnet18", "resnet34", "resnet50", "mobilenet_v3_large")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,8 @@ def deployed(
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "resnet18" else []) for name in NETWORKS]
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in sorted({*NETWORKS, *LARGE})],
 )
 def test_prepared_and_lowered_agree(name: str, models: ModuleType) -> None:
     prepared, graph, images = deployed(models, name, "single", 32)
