@@ -240,25 +240,3 @@ def test_a_softmax_over_another_axis_is_refused(axis: int, quantized: Any) -> No
 
     with pytest.raises(UnsupportedError, match="a softmax over another axis"):
         reader.read_graph(broken(quantized(), turned))
-
-
-def test_a_batch_norm_between_convolution_and_quantizer_is_absorbed(
-    quantized: Any, networks: Any, layer_differences: Any
-) -> None:
-    path = quantized("QInt8", per_channel=True, batch_norm=True)
-    model = onnx.load(path)
-    for node in model.graph.node:
-        if node.op_type == "BatchNormalization":
-            node.input[0] = f"{node.name.removesuffix('_bn')}_out"
-            assert any(node.input[0] in conv.output for conv in model.graph.node if conv.op_type == "Conv")
-    path.write_bytes(model.SerializeToString())
-    reading, images = reader.read(path), networks.images(50, seed=5)
-    assert "conv1" not in {node.name for node in reading.graph.nodes} or "conv1_bn" not in reading.stored
-    differences = layer_differences(reading.graph, trace(path, reading, images))
-    assert max(differences.values()) <= 1
-
-
-def test_the_documented_operators_are_those_that_are_read() -> None:
-    text = (Path(__file__).parents[3] / "docs" / "targets.md").read_text(encoding="utf-8")
-    listed = text.partition("- Read are ")[2].partition(".")[0]
-    assert set(listed.replace(" and ", ", ").replace("\n ", "").split(", ")) == set(OPERATORS)

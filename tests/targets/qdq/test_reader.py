@@ -245,3 +245,25 @@ def test_a_softmax_that_ends_a_network_in_floating_point_is_read(quantized: Any,
     differences = np.abs(theirs - ours).max(axis=1)
     # Where the logits are a step apart, so are the probabilities.
     assert np.median(differences) <= 1 / 256
+
+
+def test_a_batch_norm_between_convolution_and_quantizer_is_absorbed(
+    quantized: Any, networks: Any, layer_differences: Any
+) -> None:
+    path = quantized("QInt8", per_channel=True, batch_norm=True)
+    model = onnx.load(path)
+    for node in model.graph.node:
+        if node.op_type == "BatchNormalization":
+            node.input[0] = f"{node.name.removesuffix('_bn')}_out"
+            assert any(node.input[0] in conv.output for conv in model.graph.node if conv.op_type == "Conv")
+    path.write_bytes(model.SerializeToString())
+    reading, images = reader.read(path), networks.images(50, seed=5)
+    assert "conv1" not in {node.name for node in reading.graph.nodes} or "conv1_bn" not in reading.stored
+    differences = layer_differences(reading.graph, trace(path, reading, images))
+    assert max(differences.values()) <= 1
+
+
+def test_the_documented_operators_are_those_that_are_read() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "targets.md").read_text(encoding="utf-8")
+    listed = text.partition("- Read are ")[2].partition(".")[0]
+    assert set(listed.replace(" and ", ", ").replace("\n ", "").split(", ")) == set(OPERATORS)
