@@ -210,7 +210,10 @@ class _Writer:
         else:
             packed = self.packed_constant(name, weight.values, bits)
             integers = self.node("Cast", [packed], to=self.onnx.TensorProto.INT8)
-        scales, zeros = self.constant(weight.scales), self.constant(np.zeros(len(weight.scales), np.int8))
+        # Where onnxruntime turns weights beyond [-64, 63] to uint8, it turns each layer's zero points too, and fails at
+        # the second layer that has the same.
+        zeros = self.constant(np.zeros(len(weight.scales), np.int8), self._number() if weight.bits == 8 else "")
+        scales = self.constant(weight.scales)
         return self.node("DequantizeLinear", [integers, scales, zeros], axis=0)
 
     def bias(self, node: Node, op: Conv2d | Linear, source: Quantization) -> str:
