@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kdpipe.stages.quantization.fake_quantize import ActivationGradient, RoundActivations, StepOfRange
-from kdpipe.stages.quantization.layers import StoresIntegers, Sum
+from kdpipe.stages.quantization.layers import ExactBatchNorm, StoresIntegers, Sum, TrainingRounding
 from kdpipe.stages.quantization.stored_operations import Product
 from kdpipe.stages.quantization.weights import QuantizedConv2d, QuantizedLinear
 from kdpipe.targets.errors import GraphError, UnsupportedError
@@ -176,7 +176,13 @@ class ActivationQuantizer(nn.Module):
         self._in_place = in_place
         self._ceiling = ceiling
         self._producers = tuple(producers)
+        self._norm: tuple[ExactBatchNorm, ...] = ()
         self._observed: list[Tensor] | None = None
+
+    def follow(self, norm: ExactBatchNorm) -> None:
+        """Let the batch norm whose output is the input round it already in training."""
+        self._norm = (norm,)
+        norm.round_with(self)
 
     def add_producer(self, producer: nn.Module) -> None:
         """Name one more module whose output is the input."""
@@ -216,17 +222,32 @@ class ActivationQuantizer(nn.Module):
         """Any shape [B, ...] -> the same, float32."""
         if not self.training and self.rounds_now:
             return self._deployed(x)
+        if self._norm and self._norm[0].rounds_ahead(x):
+            return x
         x = x.to(self.clip.dtype)  # in evaluation sums and accumulators come in float64
         if self._observed is not None:
             x = x if self.signed else x.clamp(0, self._ceiling)
             self._observed.append(_thin(x.detach()))
             return x
-        if self.precision >= FLOAT_BITS:
-            return x.clamp(-self.clip.detach(), self.clip.detach()) if self.signed else x.clamp(0, self.clip.detach())
-        low, high = self.levels(self.precision)
+        how = self.training_rounding()
+        if not how.rounds:
+            return x.clamp(how.low * how.scale, how.high * how.scale)
         in_place = self._in_place and not any(producer._forward_hooks for producer in self._producers)
+        return RoundActivations.apply(x, how.scale, how.low, how.high, how.gradient, how.delta, in_place)
+
+    @property
+    def can_be_anticipated(self) -> bool:
+        """Whether what is done to the input now is all in `training_rounding`, and has the gradient of rounding."""
+        rounds = self.precision < FLOAT_BITS or not torch.is_grad_enabled()
+        return self.training and self._observed is None and rounds
+
+    def training_rounding(self) -> TrainingRounding:
+        """Return how activations are rounded in training at the current precision."""
+        if self.precision >= FLOAT_BITS:
+            return TrainingRounding(self.clip.detach(), -int(self.signed), 1, False, self.gradient, self.ewgs_delta)
+        low, high = self.levels(self.precision)
         scale = StepOfRange.apply(self.clip, high) if self.gradient == "lsq" else self.clip / high
-        return RoundActivations.apply(x, scale, low, high, self.gradient, self.ewgs_delta, in_place)
+        return TrainingRounding(scale, low, high, True, self.gradient, self.ewgs_delta)
 
     def _deployed(self, x: Tensor) -> Tensor:
         quantization = self.quantization()

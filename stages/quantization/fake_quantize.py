@@ -102,7 +102,7 @@ class RoundActivations(torch.autograd.Function):
             count = len(given)
             torch.div(given, scale, out=rounded)
             if mask is not None:
-                mask.copy_(_where_inside(ones[:count], rounded, low, high, passes[:count]))
+                mask.copy_(where_inside(ones[:count], rounded, low, high, passes[:count]))
             if miss is None:
                 rounded.round_().clamp_(low, high).mul_(scale)
             else:
@@ -193,7 +193,7 @@ def to_steps(weight: Tensor, step: Tensor, limit: int) -> Tensor:
     return (weight / step).abs_().add_(0.5).floor_().clamp_(max=limit).copysign_(weight)
 
 
-def _where_inside(gradient: Tensor, steps: Tensor, low: int, high: int, out: Tensor) -> Tensor:
+def where_inside(gradient: Tensor, steps: Tensor, low: int, high: int, out: Tensor) -> Tensor:
     """Return gradient where low < steps < high and 0 elsewhere, in one operation."""
     return torch.ops.aten.hardtanh_backward.grad_input(gradient, steps, low, high, grad_input=out)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from kdpipe.stages.quantization.fake_quantize import ActivationGradient
+from kdpipe.stages.quantization.normalize_and_round import NormalizeAndRound, can_normalize_and_round
 from kdpipe.targets import reference
 from kdpipe.targets.fixed_point import Rounding, multiply_by_quantized_multiplier
 from kdpipe.targets.graph import Add, Operator, Pair, Quantization
@@ -41,16 +44,85 @@ class Scope(nn.Identity):
             self._modules = children
 
 
+@dataclass(frozen=True)
+class TrainingRounding:
+    """How a quantizer rounds now, in training; the fields are the arguments of `NormalizeAndRound`."""
+
+    scale: Tensor
+    low: int
+    high: int
+    rounds: bool
+    gradient: ActivationGradient
+    delta: float
+
+
+class RoundsInTraining(Protocol):
+    """An activation quantizer, as a batch norm before it needs it."""
+
+    @property
+    def can_be_anticipated(self) -> bool:
+        """Whether what is done to the input now is all in `training_rounding`, and has the gradient of rounding."""
+        ...
+
+    def training_rounding(self) -> TrainingRounding:
+        """Return how it rounds in training."""
+        ...
+
+
 class ExactBatchNorm(nn.Module):
-    """Mixed into a batch norm: in evaluation, accumulators that come in float64 are normalized in float64."""
+    """Mixed into a batch norm whose output is rounded.
+
+    In evaluation, accumulators that come in float64 are normalized in float64. In training, the output is normalized
+    and rounded at once where that is possible and nobody watches the output (`rounds_ahead`): the quantizer, to which
+    rounded values are nothing new, then passes it on.
+    """
+
+    _quantizer: tuple[RoundsInTraining, ...] = ()
+
+    def round_with(self, quantizer: RoundsInTraining) -> None:
+        """Set the quantizer that alone reads the output."""
+        # In a tuple, so that it is not registered as a submodule a second time.
+        self._quantizer = (quantizer,)
+
+    def rounds_ahead(self, x: Tensor) -> bool:
+        """Return whether a call with `x`, or one that returned `x`, rounds what its quantizer would round."""
+        watched = self._forward_hooks or self._backward_hooks or self._backward_pre_hooks
+        return (
+            self.training
+            and self.affine
+            and not watched
+            and any(quantizer.can_be_anticipated for quantizer in self._quantizer)
+            and can_normalize_and_round(x)
+        )
 
     def forward(self, input: Tensor) -> Tensor:
         """[B, C, ...] -> the same."""
+        if self.rounds_ahead(input):
+            rounding = self._quantizer[0].training_rounding()
+            mean, var = self._statistics(input)
+            return NormalizeAndRound.apply(
+                *(input, self.weight, self.bias, rounding.scale, mean, var, self.eps),
+                *(rounding.low, rounding.high, rounding.rounds, rounding.gradient, rounding.delta),
+            )
         if self.training or input.dtype != torch.float64:
             return super().forward(input)  # type: ignore[misc]
         by_channel = (1, -1, *[1] * (input.ndim - 2))
         gain, offset = (torch.from_numpy(line).to(input.device).view(by_channel) for line in batch_norm_line(self))
         return input * gain + offset
+
+
+    @torch.no_grad()
+    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the batch's mean and biased variance, [C], and move the running ones as nn.BatchNorm2d does."""
+        follow = self.track_running_stats and self.running_mean is not None
+        momentum = self.momentum or 0.0
+        if follow and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:
+                momentum = 1.0 / float(self.num_batches_tracked)
+        running = (self.running_mean, self.running_var) if follow else (None, None)
+        mean, var = torch.ops.aten.batch_norm_update_stats(x, *running, momentum)
+        return mean, var
 
 
 class ExactBatchNorm1d(ExactBatchNorm, nn.BatchNorm1d):

@@ -23,7 +23,7 @@ from kdpipe.stages.quantization.activations import (
     StoredSource,
 )
 from kdpipe.stages.quantization.configuration import QuantizationConfig, Widths, choose_widths
-from kdpipe.stages.quantization.layers import AveragePool, Scope, Sum, exact_batch_norm
+from kdpipe.stages.quantization.layers import AveragePool, ExactBatchNorm, Scope, Sum, exact_batch_norm
 from kdpipe.stages.quantization.normalized import Normalized, Problem, listed
 from kdpipe.stages.quantization.operations import (
     CEILING,
@@ -324,6 +324,9 @@ class _Preparation:
             producers=producers,
             ceiling=ceiling,
         )
+        norm = self.normalized.module(end)
+        if isinstance(norm, ExactBatchNorm):
+            quantizer.follow(norm)
         rounded = self._insert(end, quantizer)
         if fused and relu is not None:
             # everybody, taps too, reads the rounded value; the ReLU is part of it
