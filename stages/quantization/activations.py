@@ -138,7 +138,7 @@ class ActivationQuantizer(nn.Module):
         rounding: of the fixed point, in evaluation.
         source: what the fixed point requantizes; None where it rounds a real number.
         in_place: whether the input may be overwritten in training: nobody else reads it.
-        producers: modules whose output is the input: with a hook on one of them nothing is overwritten.
+        producers: modules whose output is the input: with a hook on one of them it is left as it is.
         ceiling: of the function that the quantizer stands for (6 for a ReLU6): the clip starts at most there.
         gradient: pact, lsq or ewgs.
         ewgs_delta: EWGS's delta.
@@ -232,14 +232,18 @@ class ActivationQuantizer(nn.Module):
         how = self.training_rounding()
         if not how.rounds:
             return x.clamp(how.low * how.scale, how.high * how.scale)
-        in_place = self._in_place and not any(producer._forward_hooks for producer in self._producers)
+        in_place = self._in_place and not self._is_watched()
         return RoundActivations.apply(x, how.scale, how.low, how.high, how.gradient, how.delta, in_place)
 
     @property
     def can_be_anticipated(self) -> bool:
-        """Whether what is done to the input now is all in `training_rounding`, and has the gradient of rounding."""
+        """Whether nobody reads the input now, and all that is done to it is what `training_rounding` says."""
+        # at float precision the clip has another gradient than where it rounds
         rounds = self.precision < FLOAT_BITS or not torch.is_grad_enabled()
-        return self.training and self._observed is None and rounds
+        return self.training and self._observed is None and rounds and not self._is_watched()
+
+    def _is_watched(self) -> bool:
+        return any(producer._forward_hooks or producer._backward_hooks for producer in self._producers)
 
     def training_rounding(self) -> TrainingRounding:
         """Return how activations are rounded in training at the current precision."""

@@ -61,7 +61,7 @@ class RoundsInTraining(Protocol):
 
     @property
     def can_be_anticipated(self) -> bool:
-        """Whether what is done to the input now is all in `training_rounding`, and has the gradient of rounding."""
+        """Whether nobody reads the input now, and all that is done to it is what `training_rounding` says."""
         ...
 
     def training_rounding(self) -> TrainingRounding:
@@ -86,11 +86,9 @@ class ExactBatchNorm(nn.Module):
 
     def rounds_ahead(self, x: Tensor) -> bool:
         """Return whether a call with `x`, or one that returned `x`, rounds what its quantizer would round."""
-        watched = self._forward_hooks or self._backward_hooks or self._backward_pre_hooks
         return (
             self.training
             and self.affine
-            and not watched
             and any(quantizer.can_be_anticipated for quantizer in self._quantizer)
             and can_normalize_and_round(x)
         )
@@ -109,7 +107,6 @@ class ExactBatchNorm(nn.Module):
         by_channel = (1, -1, *[1] * (input.ndim - 2))
         gain, offset = (torch.from_numpy(line).to(input.device).view(by_channel) for line in batch_norm_line(self))
         return input * gain + offset
-
 
     @torch.no_grad()
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:

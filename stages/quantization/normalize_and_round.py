@@ -7,12 +7,12 @@ With mean mu and variance var of the batch, r = 1 / sqrt(var + eps), N values to
 where ReLU is part of it (low = 0). The gradients are those of `torch.nn.functional.batch_norm` and of
 `kdpipe.stages.quantization.fake_quantize.RoundActivations`; what a training step pays for are the passes over memory:
 
-| | passes of the two operations | here |
+| | as two operations | here |
 | --- | --- | --- |
-| forward | statistics (read twice), normalize, round in place, write a mask | statistics (read twice), one more |
-| backward | mask and clip's gradient, sums, input's gradient | sums with them, input's gradient |
+| forward | statistics, normalize, round in place, write a mask | statistics, normalize and round |
+| backward | mask with the clip's gradient, batch norm's | u again with mask and clip's gradient, batch norm's |
 
-Neither a mask nor the rounding error is kept: the backward pass computes u again from x.
+Neither a mask nor the rounding error nor the output is kept: the backward pass has x, as batch norm's would.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kdpipe.stages.quantization.fake_quantize import ActivationGradient, lsq_factor, where_inside
-
-PIECE = 1 << 16
-"""Values a piece: six such pieces fit into 1 MiB of cache together."""
+from kdpipe.stages.quantization.fake_quantize import CHUNK, ActivationGradient, lsq_factor, where_inside
 
 _PERIOD = 1 << 10
+"""Values, at least, in which a pattern of channels is repeated: longer rows cost less than short ones."""
+
+_LEAST_STEP = 1e-19
+"""Stands for a step of 0; x / _LEAST_STEP is still finite."""
 
 
 def can_normalize_and_round(x: Tensor) -> bool:
     """Return whether the operation is made for `x`: images in float32 on a processor, channels first or last."""
     return (
         x.dim() == 4
-        and x.numel() > 0
+        and x.numel() > x.shape[1]  # otherwise batch norm refuses it
         and x.dtype == torch.float32
         and x.device.type == "cpu"
         and (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last))
@@ -68,65 +69,57 @@ class NormalizeAndRound(torch.autograd.Function):
         """Return out."""
         layout = _Layout.of(x)
         inverse = torch.rsqrt(var + eps)
-        gain, offset = _line(gamma, beta, scale, mean, inverse)
-        gains, offsets = layout.tiled(gain), layout.tiled(offset)
+        # of a dead quantizer everything is cut off
+        step = float(scale) or _LEAST_STEP
+        gain = gamma * inverse
+        gains = layout.tiled(gain / step)
+        offsets = layout.tiled((beta - mean * gain) / step)
         out = torch.empty_like(x)
         for given, levels in layout.pieces(x, out):
-            width = given.shape[1]
-            torch.addcmul(offsets[:width], given, gains[:width], out=levels).clamp_(low, high)
+            line, factor = layout.fitting(given, offsets, gains)
+            torch.addcmul(line, given, factor, out=levels).clamp_(low, high)
             if rounds:
                 levels.round_()
             levels.mul_(scale)
-        ctx.save_for_backward(x, gamma, gain, offset, mean, inverse)
+        ctx.save_for_backward(x, gamma, gains, offsets, mean, inverse)
         ctx.low, ctx.high, ctx.gradient, ctx.delta, ctx.eps = low, high, gradient, delta, eps
         return out
 
     @staticmethod
     def backward(ctx, gradient: Tensor):  # type: ignore[override, no-untyped-def]
         """Return the gradients of x, gamma, beta and s."""
-        x, gamma, gain, offset, mean, inverse = ctx.saved_tensors
+        x, gamma, gains, offsets, mean, inverse = ctx.saved_tensors
+        low, high, kind = ctx.low, ctx.high, ctx.gradient
         layout = _Layout.of(x)
         if gradient.stride() != x.stride():
             gradient = torch.empty_like(x).copy_(gradient)
-        gains, offsets = layout.tiled(gain), layout.tiled(offset)
         passed = torch.empty_like(x)
         pieces = layout.pieces(x, gradient, passed)
-        steps, spare = torch.empty((2, *pieces[0][0].shape), dtype=x.dtype).unbind()
+        steps, spare = torch.empty((2, pieces[0][0].numel()), dtype=x.dtype).unbind()
         cut, misses = torch.zeros((2,), dtype=x.dtype).unbind()
         for given, arrived, through in pieces:
-            u, other, line, factor = steps, spare, offsets, gains
-            if given.shape != u.shape:
-                count, width = given.shape
-                u, other, line, factor = u[:count, :width], other[:count, :width], line[:width], factor[:width]
+            u, other = (buffer[: given.numel()].view_as(given) for buffer in (steps, spare))
+            line, factor = layout.fitting(given, offsets, gains)
             torch.addcmul(line, given, factor, out=u)
-            where_inside(arrived, u, ctx.low, ctx.high, through)
-            if ctx.gradient == "pact":
-                u.clamp_(ctx.low, ctx.high)
-                cut += _dot(torch.sub(arrived, through, out=other), u)
+            where_inside(arrived, u, low, high, through)
+            if kind == "pact":
+                cut += _dot(torch.sub(arrived, through, out=other), u.clamp_(low, high))
                 continue
-            levels = torch.clamp(u, ctx.low, ctx.high, out=other).round_()
+            levels = torch.clamp(u, low, high, out=other).round_()
             miss = torch.sub(levels, u, out=u)
             misses += _dot(through, miss)
             cut += _dot(arrived - through, levels)
-            if ctx.gradient == "ewgs":
-                through.addcmul_(through.abs(), miss, value=-ctx.delta / ctx.high)
+            if kind == "ewgs":
+                through.addcmul_(through.abs(), miss, value=-ctx.delta / high)
         to_x, to_gamma, to_beta = torch.ops.aten.native_batch_norm_backward(
             passed, x, gamma, None, None, mean, inverse, True, ctx.eps, [True, True, True]
         )
         # where the range cut, out = limit * s, so d out / d s = limit
         to_scale = cut
-        if ctx.gradient == "lsq":
-            to_scale = lsq_factor(x[0].numel(), ctx.high) * (cut + misses)
+        if kind == "lsq":
+            to_scale = lsq_factor(x[0].numel(), high) * (cut + misses)
         nothing = (None,) * 8
         return to_x, to_gamma, to_beta, to_scale, *nothing
-
-
-def _line(gamma: Tensor, beta: Tensor, scale: Tensor, mean: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
-    """Return gain and offset, [C], of u = gain * x + offset."""
-    gain = gamma * inverse
-    # of a dead quantizer everything is cut off
-    scale = torch.where(scale == 0, torch.finfo(scale.dtype).tiny ** 0.5, scale)
-    return gain / scale, (beta - mean * gain) / scale
 
 
 def _dot(first: Tensor, second: Tensor) -> Tensor:
@@ -159,15 +152,19 @@ class _Layout:
 
     def tiled(self, line: Tensor) -> Tensor:
         """Return a value a channel, [C], as the values of a period."""
-        once = line.repeat_interleave(self.run) if self.run > 1 else line
-        return once.repeat(self.period // len(once))
+        return line.view(1, -1, 1).expand(self.period // (len(line) * self.run), -1, self.run).reshape(-1)
+
+    def fitting(self, piece: Tensor, *periods: Tensor) -> tuple[Tensor, ...]:
+        """Return values of a period as a piece needs them: it may be shorter than a period."""
+        width = piece.shape[1]
+        return periods if width == self.period else tuple(period[:width] for period in periods)
 
     def pieces(self, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
         """Return tensors of this layout in pieces of rows of a period; the last piece may be one shorter row."""
         size = tensors[0].numel()
         rows = size // self.period
         whole = [tensor.as_strided((rows, self.period), (self.period, 1)) for tensor in tensors]
-        found = list(zip(*(part.split(max(1, PIECE // self.period)) for part in whole), strict=True))
+        found = list(zip(*(part.split(max(1, CHUNK // self.period)) for part in whole), strict=True))
         rest = size - rows * self.period
         if rest:
             last = tuple(

@@ -159,7 +159,10 @@ class WeightQuantizer(nn.Module):
             self.step.copy_(step)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """[O, ...] -> [O, ...]."""
+        """[O, ...] -> [O, ...], laid out in memory alike."""
+        if weight.dim() == 4 and not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last):
+            # a view: the order of a row's weights does not matter
+            return self.forward(weight.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         limit = weight_limit(self.bits)
         rows = self._rows(weight)
         if self.how.gradient == "lsq":

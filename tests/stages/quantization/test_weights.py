@@ -12,6 +12,7 @@ from kdpipe.stages.quantization.weights import (
     QuantizedConv2d,
     QuantizedLinear,
     WeightQuantizer,
+    WeightTraining,
     optimal_step,
     refine_step,
     ternary_step,
@@ -126,3 +127,16 @@ def test_quantized_layer_keeps_keys_and_computes_with_its_integers(layer: nn.Mod
 def test_other_widths_are_refused() -> None:
     with pytest.raises(UnsupportedError, match="5 bits"):
         WeightQuantizer(3, 5)
+
+
+@pytest.mark.parametrize("scales", ["channel", "layer"])
+def test_channels_last_weights_are_rounded_where_they_lie(scales: str) -> None:
+    weight = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+    last = weight.to(memory_format=torch.channels_last)
+    found = []
+    for given in (weight, last):
+        quantizer = WeightQuantizer(4, 2, WeightTraining(scales=scales))
+        quantizer.calibrate(given)
+        found.append(quantizer.train()(given))
+    assert torch.allclose(*found)
+    assert found[1].stride() == last.stride()
