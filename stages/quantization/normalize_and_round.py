@@ -71,9 +71,9 @@ class NormalizeAndRound(torch.autograd.Function):
         inverse = torch.rsqrt(var + eps)
         # of a dead quantizer everything is cut off
         step = float(scale) or _LEAST_STEP
-        gain = gamma * inverse
-        gains = layout.tiled(gain / step)
-        offsets = layout.tiled((beta - mean * gain) / step)
+        slope = gamma * inverse
+        gain, offset = slope / step, (beta - mean * slope) / step
+        gains, offsets = layout.tiled(gain), layout.tiled(offset)
         out = torch.empty_like(x)
         for given, levels in layout.pieces(x, out):
             line, factor = layout.fitting(given, offsets, gains)
@@ -81,16 +81,17 @@ class NormalizeAndRound(torch.autograd.Function):
             if rounds:
                 levels.round_()
             levels.mul_(scale)
-        ctx.save_for_backward(x, gamma, gains, offsets, mean, inverse)
+        ctx.save_for_backward(x, gamma, gain, offset, mean, inverse)
         ctx.low, ctx.high, ctx.gradient, ctx.delta, ctx.eps = low, high, gradient, delta, eps
         return out
 
     @staticmethod
     def backward(ctx, gradient: Tensor):  # type: ignore[override, no-untyped-def]
         """Return the gradients of x, gamma, beta and s."""
-        x, gamma, gains, offsets, mean, inverse = ctx.saved_tensors
+        x, gamma, gain, offset, mean, inverse = ctx.saved_tensors
         low, high, kind = ctx.low, ctx.high, ctx.gradient
         layout = _Layout.of(x)
+        gains, offsets = layout.tiled(gain), layout.tiled(offset)
         if gradient.stride() != x.stride():
             gradient = torch.empty_like(x).copy_(gradient)
         passed = torch.empty_like(x)

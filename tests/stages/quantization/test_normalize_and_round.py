@@ -64,7 +64,7 @@ def network() -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).train()
 
 
-def test_a_prepared_network_keeps_only_inputs_and_trains_as_one_operation_after_the_other() -> None:
+def test_a_prepared_network_keeps_no_masks_and_trains_as_one_operation_after_the_other() -> None:
     images = torch.randn(8, 3, 12, 12, generator=torch.Generator().manual_seed(1))
     prepared = prepare(network(), images, QuantizationConfig())
     calibrate(prepared, images)
@@ -82,8 +82,8 @@ def test_a_prepared_network_keeps_only_inputs_and_trains_as_one_operation_after_
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             module(images).square().sum().backward()
         kept[name] = sum(sizes.values())
-    # a mask of one byte for each value of the two maps, and the second's output
-    assert kept["at once"] <= kept["one by one"] - 8 * (8 * 12 * 12 + 4 * 10 * 10 + 4 * 4 * 10 * 10) + 4096
+    masks = 8 * (8 * 12 * 12 + 4 * 10 * 10)  # a byte for each value of the two maps
+    assert kept["at once"] <= kept["one by one"] - masks + 256
     for (name, buffer), other in zip(prepared.named_buffers(), plain.buffers(), strict=True):
         assert torch.allclose(buffer.float(), other.float(), atol=1e-4), name
 
@@ -97,7 +97,7 @@ def test_running_statistics_are_batch_norms(momentum: float | None) -> None:
         x = torch.randn(4, 3, 5, 6, generator=torch.Generator().manual_seed(seed))
         assert rounded.rounds_ahead(x)
         norm(x)
-        assert float(rounded(x).min()) >= 0
+        assert float(rounded(x).detach().min()) >= 0
     for name, buffer in norm.named_buffers():
         assert torch.allclose(rounded.get_buffer(name).float(), buffer.float(), rtol=1e-5), name
     before = rounded.running_mean.clone()
