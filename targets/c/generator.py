@@ -18,6 +18,8 @@ from kdpipe.targets.c.golden import make_golden_vectors
 from kdpipe.targets.c.layer import Assembly, Field, Layer
 from kdpipe.targets.c.layers import OPERATORS as OPERATORS
 from kdpipe.targets.c.layers import lower_node
+from kdpipe.targets.c.layouts import NAMES as LAYOUTS
+from kdpipe.targets.c.layouts import SOURCES, is_program, layout_texts, source_root
 from kdpipe.targets.c.packing import STORED_BITS, to_channels_last
 from kdpipe.targets.c.storage import INPUT, OUTPUT, Storage, assign_storage, flattened_shape, is_view, size_of
 from kdpipe.targets.errors import StorageError, UnsupportedError, UsageError, did_you_mean
@@ -52,13 +54,14 @@ class _Program:
         return names
 
 
-def export(graph: IntegerGraph, directory: Path, core: str = GENERIC) -> list[Path]:
+def export(graph: IntegerGraph, directory: Path, core: str = GENERIC, layout: str = SOURCES) -> list[Path]:
     """Write `graph` as C sources.
 
     Args:
         graph: the network.
         directory: where to write; made if it does not exist. Files of earlier exports with the same names are replaced.
         core: what to write it for, a name of `cores.py`.
+        layout: how to arrange it, a name of `layouts.py`.
 
     Returns:
         The files, all below `directory`: model.h, model.c, model_weights.h, model_weights.c, the kernels that the
@@ -67,11 +70,11 @@ def export(graph: IntegerGraph, directory: Path, core: str = GENERIC) -> list[Pa
         core has kernels of its own, portable/ holds the same network for any core, which a host's test builds.
 
     Raises:
-        UsageError: there is no such core.
+        UsageError: there is no such core or layout.
         UnsupportedError: a layer has no kernel (nothing has been written then); names the layer.
         StorageError: the directory can't be written.
     """
-    texts = render(graph, core)
+    texts = render(graph, core, layout)
     paths = []
     try:
         for name, text in texts.items():
@@ -79,7 +82,7 @@ def export(graph: IntegerGraph, directory: Path, core: str = GENERIC) -> list[Pa
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8", newline="\n")
             paths.append(path)
-        write_artifact(_describe(graph, texts, core), directory)
+        write_artifact(_describe(graph, texts, core, layout), directory)
         paths.append(directory / ARTIFACT_FILE)
     except OSError as error:
         raise StorageError(
@@ -90,9 +93,9 @@ def export(graph: IntegerGraph, directory: Path, core: str = GENERIC) -> list[Pa
     return paths
 
 
-def _describe(graph: IntegerGraph, texts: Iterable[str], core: str) -> ExportedArtifact:
+def _describe(graph: IntegerGraph, texts: Iterable[str], core: str, layout: str) -> ExportedArtifact:
     """Describe the export; what the build and its test need, but a device does not, is not counted as deployed."""
-    deployed = [name for name in texts if name.startswith(("model", "kernels/"))]
+    deployed = [name for name in texts if is_program(name, layout)]
     artifact = describe(graph, target="c", files=deployed, input_type="int8", layout="NHWC", stored_bits=STORED_BITS)
     stored = dict(artifact.stored_bits)
     for name, layer in _plan(graph, core).layers.items():
@@ -101,12 +104,15 @@ def _describe(graph: IntegerGraph, texts: Iterable[str], core: str) -> ExportedA
     return replace(artifact, stored_bits=stored, weight_bytes=constant_bytes(graph, core), core=core)
 
 
-def render(graph: IntegerGraph, core: str = GENERIC) -> dict[str, str]:
+def render(graph: IntegerGraph, core: str = GENERIC, layout: str = SOURCES) -> dict[str, str]:
     """Return the text of each file that `export` writes, by its path in the export's directory."""
+    if layout not in LAYOUTS:
+        raise UsageError(f"unknown layout {layout!r}", remedy=did_you_mean(layout, LAYOUTS))
     program = _plan(graph, core)
     environment = _environment()
-    values = {**_template_values(program), "core": core, "portable_sources": []}
-    texts = _program_texts(program, environment, values)
+    root = source_root(layout)
+    values = {**_template_values(program), "core": core, "portable_sources": [], "root": root, "layout": layout}
+    texts = {f"{root}{name}": text for name, text in _program_texts(program, environment, values).items()}
     sources = _sources(texts)
     if FEATURES[core]:
         portable = _plan(graph, GENERIC)
@@ -116,6 +122,7 @@ def render(graph: IntegerGraph, core: str = GENERIC) -> dict[str, str]:
     for path in ("CMakeLists.txt", "README.md", "test/golden.h", "test/test_model.c"):
         template = environment.get_template(f"{Path(path).name}.jinja")
         texts[path] = template.render(values, sources=sources)
+    texts.update(layout_texts(layout, environment, {**values, "sources": sources}))
     texts[LAYERS_FILE] = _layers_json(program)
     return texts
 

@@ -18,6 +18,9 @@ from kdpipe.targets.c.generator import LAYERS_FILE
 from kdpipe.targets.c.packing import to_channels_first, to_channels_last
 from kdpipe.targets.errors import ArtifactError, DeviceError
 
+MAIN_SOURCE = "model.c"
+"""Where the network's function is, in whatever folder."""
+
 
 @dataclass(frozen=True)
 class ProgramLayer:
@@ -52,6 +55,7 @@ class CArtifact:
 
     Args:
         directory: where it is.
+        sources: the files to compile.
         name: prefix of its symbols.
         input_shape: without the batch, channels first.
         output_shape: without the batch, channels first.
@@ -59,19 +63,16 @@ class CArtifact:
     """
 
     directory: Path
+    sources: tuple[Path, ...]
     name: str
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
     layers: tuple[ProgramLayer, ...]
 
     @property
-    def sources(self) -> list[Path]:
-        """The files to compile."""
-        return [
-            self.directory / "model.c",
-            self.directory / "model_weights.c",
-            *sorted((self.directory / "kernels").glob("*.[cS]")),
-        ]
+    def include(self) -> Path:
+        """The directory of model.h."""
+        return next(source.parent for source in self.sources if source.name == MAIN_SOURCE)
 
     @property
     def program_functions(self) -> tuple[str, ...]:
@@ -147,7 +148,10 @@ def load_c_artifact(directory: Path, core: str) -> CArtifact:
             remedy=f"Run them on {built_for}, or export with --core {core}",
         )
     layers = _load_layers(directory / LAYERS_FILE)
-    return CArtifact(directory, described.name, described.input.shape, described.output.shape, layers)
+    sources = tuple(directory / name for name in described.files if name.endswith((".c", ".S")))
+    if not any(source.name == MAIN_SOURCE for source in sources):
+        raise ArtifactError(f"{MAIN_SOURCE} is not among its files", where=str(directory), remedy="Export it again")
+    return CArtifact(directory, sources, described.name, described.input.shape, described.output.shape, layers)
 
 
 def _load_layers(path: Path) -> tuple[ProgramLayer, ...]:

@@ -76,7 +76,7 @@ def build_firmware(artifact: CArtifact, cpu: str, directory: Path, *, traced: bo
     }
     compiler = [*zig_compiler(), "-target", "thumb-freestanding-eabi", f"-mcpu={cpu}", *_FLAGS]
     compiler += [f"-D{name}={value}" for name, value in definitions.items()]
-    compiler += ["-I", str(artifact.directory.resolve()), "-I", str(_FIRMWARE / "include")]
+    compiler += ["-I", str(artifact.include.resolve()), "-I", str(_FIRMWARE / "include")]
     # string.c alone must not have its loops recognized as the functions they define.
     compile_c([*compiler, "-fno-builtin", "-c", str(_FIRMWARE / "string.c"), "-o", "string.o"], directory)
     sources = [str(path.resolve()) for path in artifact.sources]

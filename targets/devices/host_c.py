@@ -108,7 +108,7 @@ def _library(sources: CArtifact, *, traced: bool) -> Iterator[ctypes.CDLL]:
             files.append("trace.c")
         definitions = [f"-D{key}={value}" for key, value in sources.definitions(traced=traced).items()]
         exported = ["-Wl,--export-all-symbols"] if sys.platform == "win32" else ["-fPIC"]
-        include = ["-I", str(sources.directory.resolve())]
+        include = ["-I", str(sources.include.resolve())]
         command = [*native_compiler(), "-std=c99", "-O2", "-shared", *exported, *definitions, *include]
         compile_c([*command, *files, "-o", _LIBRARY], directory)
         try:
