@@ -291,15 +291,24 @@ def validate(
 
 
 @app.command()
-def report(directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder: runs/NAME.")]) -> None:
+def report(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder: runs/NAME.")],
+    bench: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--bench", metavar="VALIDATION=LOG", help="What a bench printed on a board; repeatable."),
+    ] = None,
+) -> None:
     """Rebuild report.html and junit.xml from report.json, and print the summary."""
     with exit_codes():
-        from kdpipe.pipeline.output import write_pages
+        from kdpipe.pipeline.board_figures import add_bench, split_bench_option
+        from kdpipe.pipeline.output import write_pages, write_report
         from kdpipe.pipeline.report_json import read_report
         from kdpipe.pipeline.tables import print_report
 
         content = read_report(directory)
-        write_pages(content, directory)
+        for option in bench or ():
+            content = add_bench(content, *split_bench_option(option))
+        (write_report if bench else write_pages)(content, directory)
         print_report(content, directory)
 
 

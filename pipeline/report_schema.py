@@ -138,10 +138,26 @@ class TargetFindings(_Strict):
     limits: dict[str, float] = Field(description="gates that the board sets")
 
 
-class TargetReport(TargetFindings):
-    """A validation in the report; `name` is its stage's."""
+class MeasuredLayerReport(_Strict):
+    """What one layer took on a board for one image."""
 
     name: str
+    cycles: int = Field(ge=0)
+
+
+class MeasuredReport(_Strict):
+    """What a board's own counter said: medians over the runs of a bench."""
+
+    runs: int = Field(ge=1)
+    cycles: int = Field(ge=0)
+    layers: list[MeasuredLayerReport]
+
+
+class TargetReport(TargetFindings):
+    """A validation in the report; `name` is its stage's, `measured` what `kdpipe report --bench` added."""
+
+    name: str
+    measured: MeasuredReport | None = None
     gates: list[GateReport]
 
 

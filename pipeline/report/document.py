@@ -120,6 +120,21 @@ class Layer(_Entry):
     live_bytes: float
 
 
+class MeasuredLayer(_Entry):
+    """What one layer took on a board."""
+
+    name: str
+    cycles: float
+
+
+class Measured(_Entry):
+    """What a board's own counter said."""
+
+    runs: int
+    cycles: float
+    layers: list[MeasuredLayer]
+
+
 class Gate(_Entry):
     """A limit that a validation must keep."""
 
@@ -150,6 +165,7 @@ class Target(_Entry):
     clock: Clock | None = None
     layers: list[Layer] | None = None
     board: str | None = None
+    measured: Measured | None = None
     gates: list[Gate] = Field(default_factory=list)
 
     @property

@@ -21,6 +21,7 @@ NO_REFERENCE = "no integer reference was given to compare with"
 NO_FILES = "no deployable file is listed"
 NO_WEIGHTS = "its weights were not counted apart"
 NO_DIVERGENCE = "every step agrees, so no layer diverges"
+NOT_IN_LOG = "the bench did not print it"
 NO_CYCLES = "there is no cycle model of this core"
 NOT_TRACED = "the layers were not compared one by one"
 
@@ -181,24 +182,28 @@ def _parity_cells(parity: Parity) -> tuple[Cell, ...]:
 
 
 def layers_table(target: Target) -> Table | None:
-    """Return what each layer of a target's firmware takes, its share of all instructions beside it; None if unknown."""
+    """Return what each layer of a target's firmware takes, its share of all instructions beside it; None if unknown.
+
+    Where a board was measured, its cycles too, as a multiple of the estimate.
+    """
     layers = target.layers or []
     total = sum(layer.instructions for layer in layers) or 1.0
-    rows = [
-        TableRow(
-            layer.name,
-            "",
-            None,
-            (
-                Cell(count(layer.instructions), percent(layer.instructions / total)),
-                _cell(layer.cycles, count, NO_CYCLES),
-                Cell(size(layer.constant_bytes)),
-                Cell(size(layer.live_bytes)),
-            ),
-        )
-        for layer in layers
-    ]
-    return _table(("Instructions", "Cycles", "Constants", "Arena"), rows)
+    measured = {layer.name: layer.cycles for layer in target.measured.layers} if target.measured else {}
+    rows = []
+    for layer in layers:
+        cells = [
+            Cell(count(layer.instructions), percent(layer.instructions / total)),
+            _cell(layer.cycles, count, NO_CYCLES, "estimated"),
+            Cell(size(layer.constant_bytes)),
+            Cell(size(layer.live_bytes)),
+        ]
+        if measured:
+            found = measured.get(layer.name)
+            factor = f"{found / layer.cycles:.2f} times the estimate" if found is not None and layer.cycles else ""
+            cells.insert(2, _cell(found, count, NOT_IN_LOG, factor))
+        rows.append(TableRow(layer.name, "", None, tuple(cells)))
+    columns = ["Instructions", "Cycles", *(["On the board"] if measured else []), "Constants", "Arena"]
+    return _table(columns, rows)
 
 
 def target_charts(targets: Sequence[Target]) -> tuple[Picture, ...]:

@@ -26,6 +26,16 @@ def comment_text(text: str) -> str:
     return printable.replace("*/", "* /").replace("/*", "/ *").replace("??", "? ?").rstrip("\\ ")
 
 
+def string_literal(text: str) -> str:
+    r"""Return `text` as a C string of the same UTF-8 bytes.
+
+    >>> print(string_literal('a "b"'))
+    "a \042b\042"
+    """
+    plain = {ord(character) for character in " ._-+/:"} | set(range(48, 58)) | set(range(65, 91)) | set(range(97, 123))
+    return '"' + "".join(chr(byte) if byte in plain else f"\\{byte:03o}" for byte in text.encode()) + '"'
+
+
 def table_cell(text: str) -> str:
     """Return `text` as it may stand in a Markdown table."""
     return html.escape(comment_text(text)).replace("|", "&#124;").replace("`", "&#96;")

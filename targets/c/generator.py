@@ -54,7 +54,9 @@ class _Program:
         return names
 
 
-def export(graph: IntegerGraph, directory: Path, core: str = GENERIC, layout: str = SOURCES) -> list[Path]:
+def export(
+    graph: IntegerGraph, directory: Path, core: str = GENERIC, layout: str = SOURCES, bench: str = "no"
+) -> list[Path]:
     """Write `graph` as C sources.
 
     Args:
@@ -62,6 +64,7 @@ def export(graph: IntegerGraph, directory: Path, core: str = GENERIC, layout: st
         directory: where to write; made if it does not exist. Files of earlier exports with the same names are replaced.
         core: what to write it for, a name of `cores.py`.
         layout: how to arrange it, a name of `layouts.py`.
+        bench: "yes" to write bench/bench.c too, a program that prints each layer's cycles on a board.
 
     Returns:
         The files, all below `directory`: model.h, model.c, model_weights.h, model_weights.c, the kernels that the
@@ -74,7 +77,7 @@ def export(graph: IntegerGraph, directory: Path, core: str = GENERIC, layout: st
         UnsupportedError: a layer has no kernel (nothing has been written then); names the layer.
         StorageError: the directory can't be written.
     """
-    texts = render(graph, core, layout)
+    texts = render(graph, core, layout, bench)
     paths = []
     try:
         for name, text in texts.items():
@@ -104,14 +107,21 @@ def _describe(graph: IntegerGraph, texts: Iterable[str], core: str, layout: str)
     return replace(artifact, stored_bits=stored, weight_bytes=constant_bytes(graph, core), core=core)
 
 
-def render(graph: IntegerGraph, core: str = GENERIC, layout: str = SOURCES) -> dict[str, str]:
+def render(graph: IntegerGraph, core: str = GENERIC, layout: str = SOURCES, bench: str = "no") -> dict[str, str]:
     """Return the text of each file that `export` writes, by its path in the export's directory."""
     if layout not in LAYOUTS:
         raise UsageError(f"unknown layout {layout!r}", remedy=did_you_mean(layout, LAYOUTS))
     program = _plan(graph, core)
     environment = _environment()
     root = source_root(layout)
-    values = {**_template_values(program), "core": core, "portable_sources": [], "root": root, "layout": layout}
+    values = {
+        **_template_values(program),
+        "core": core,
+        "portable_sources": [],
+        "root": root,
+        "layout": layout,
+        "bench": bench == "yes",
+    }
     texts = {f"{root}{name}": text for name, text in _program_texts(program, environment, values).items()}
     sources = _sources(texts)
     if FEATURES[core]:
@@ -122,6 +132,8 @@ def render(graph: IntegerGraph, core: str = GENERIC, layout: str = SOURCES) -> d
     for path in ("CMakeLists.txt", "README.md", "test/golden.h", "test/test_model.c"):
         template = environment.get_template(f"{Path(path).name}.jinja")
         texts[path] = template.render(values, sources=sources)
+    if bench == "yes":
+        texts["bench/bench.c"] = environment.get_template("bench.c.jinja").render(values)
     texts.update(layout_texts(layout, environment, {**values, "sources": sources}))
     texts[LAYERS_FILE] = _layers_json(program)
     return texts
@@ -189,6 +201,7 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters["comment"] = c_text.comment_text
+    environment.filters["literal"] = c_text.string_literal
     environment.filters["cell"] = c_text.table_cell
     return environment
 
