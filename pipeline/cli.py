@@ -49,6 +49,14 @@ class Weights(StrEnum):
     INT8 = "int8"
 
 
+class Layout(StrEnum):
+    """How exported C sources are arranged."""
+
+    SOURCES = "sources"
+    ARDUINO = "arduino"
+    ZEPHYR = "zephyr"
+
+
 class Elements(StrEnum):
     """What an exported file's input and output can be of."""
 
@@ -192,6 +200,13 @@ def export(
         Optional[Elements],  # noqa: UP045
         typer.Option("--io", help="tflite: the elements of the file's input and output. [default: int8]"),
     ] = None,
+    layout: Annotated[
+        Optional[Layout],  # noqa: UP045
+        typer.Option("--layout", help="c: how the files are arranged. [default: sources]"),
+    ] = None,
+    bench: Annotated[
+        bool, typer.Option("--bench", help="c: write a program too that prints each layer's cycles on a board.")
+    ] = False,
     debug: DebugOption = False,
 ) -> None:
     """Write a quantized model for one target."""
@@ -200,8 +215,10 @@ def export(
         from kdpipe.pipeline.tables import print_export
         from kdpipe.stages.export import export_graph
 
-        options = {"core": core, "weights": weights, "io": io}
+        options = {"core": core, "weights": weights, "io": io, "layout": layout}
         chosen = {name: choice.value for name, choice in options.items() if choice is not None}
+        if bench:
+            chosen["bench"] = "cycles"
         print_export(directory, export_graph(model, target.value, directory, chosen))
 
 

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from kdpipe.stages.base import Accepts, Inputs, Outcome, Stage, StageContext, StageParams
 from kdpipe.targets.c.cores import GENERIC, CoreName
+from kdpipe.targets.c.layouts import Bench, Layout
 from kdpipe.targets.errors import StorageError, UsageError
 from kdpipe.targets.exporters import EXPORTERS
 
@@ -27,6 +28,10 @@ class ExportParams(StageParams):
     )
     core: CoreName = Field(
         GENERIC, description="c: what the sources are for. cortex-m4, m7 and m33 have kernels of their own."
+    )
+    layout: Layout = Field("sources", description="c: plain sources, an Arduino library or a Zephyr module.")
+    bench: Bench = Field(
+        "none", description="c: `cycles` writes a program too that prints each layer's cycles on a board."
     )
     weights: Literal["packed", "int8"] = Field(
         "packed",
@@ -55,7 +60,7 @@ class ExportParams(StageParams):
         return {name: getattr(self, name) for name in EXPORTERS[target].options}
 
 
-OPTIONS = frozenset({"core", "weights", "io"})
+OPTIONS = frozenset({"core", "layout", "bench", "weights", "io"})
 """The parameters that are options of targets; each holds for the targets that have it."""
 
 

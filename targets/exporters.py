@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kdpipe.targets.c import layouts
 from kdpipe.targets.c.cores import NAMES
 from kdpipe.targets.errors import UsageError, did_you_mean
 from kdpipe.targets.registry import Registry
@@ -34,6 +35,8 @@ class Option:
 
 
 CORE = Option("what the sources are for", NAMES)
+LAYOUT = Option("plain sources, an Arduino library or a Zephyr module", layouts.NAMES)
+BENCH = Option("whether a program that prints each layer's cycles on a board is written too", layouts.BENCHES)
 WEIGHTS = Option(
     "weights of 2 to 4 bits packed, or all as int8 for readers that know nothing narrower", ("packed", "int8")
 )
@@ -113,7 +116,7 @@ for _exporter in (
         "c",
         "C99 sources for microcontrollers, weights at 2, 4 or 8 bits",
         "kdpipe.targets.c.generator:export",
-        {"core": CORE},
+        {"core": CORE, "layout": LAYOUT, "bench": BENCH},
     ),
 ):
     EXPORTERS.register(_exporter.name)(_exporter)

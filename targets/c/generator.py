@@ -19,7 +19,7 @@ from kdpipe.targets.c.layer import Assembly, Field, Layer
 from kdpipe.targets.c.layers import OPERATORS as OPERATORS
 from kdpipe.targets.c.layers import lower_node
 from kdpipe.targets.c.layouts import NAMES as LAYOUTS
-from kdpipe.targets.c.layouts import SOURCES, is_program, layout_texts, source_root
+from kdpipe.targets.c.layouts import NO_BENCH, SOURCES, is_program, layout_texts, source_root
 from kdpipe.targets.c.packing import STORED_BITS, to_channels_last
 from kdpipe.targets.c.storage import INPUT, OUTPUT, Storage, assign_storage, flattened_shape, is_view, size_of
 from kdpipe.targets.errors import StorageError, UnsupportedError, UsageError, did_you_mean
@@ -55,7 +55,7 @@ class _Program:
 
 
 def export(
-    graph: IntegerGraph, directory: Path, core: str = GENERIC, layout: str = SOURCES, bench: str = "no"
+    graph: IntegerGraph, directory: Path, core: str = GENERIC, layout: str = SOURCES, bench: str = NO_BENCH
 ) -> list[Path]:
     """Write `graph` as C sources.
 
@@ -64,7 +64,7 @@ def export(
         directory: where to write; made if it does not exist. Files of earlier exports with the same names are replaced.
         core: what to write it for, a name of `cores.py`.
         layout: how to arrange it, a name of `layouts.py`.
-        bench: "yes" to write bench/bench.c too, a program that prints each layer's cycles on a board.
+        bench: "cycles" to write bench/bench.c too, a program that prints each layer's cycles on a board.
 
     Returns:
         The files, all below `directory`: model.h, model.c, model_weights.h, model_weights.c, the kernels that the
@@ -107,7 +107,7 @@ def _describe(graph: IntegerGraph, texts: Iterable[str], core: str, layout: str)
     return replace(artifact, stored_bits=stored, weight_bytes=constant_bytes(graph, core), core=core)
 
 
-def render(graph: IntegerGraph, core: str = GENERIC, layout: str = SOURCES, bench: str = "no") -> dict[str, str]:
+def render(graph: IntegerGraph, core: str = GENERIC, layout: str = SOURCES, bench: str = NO_BENCH) -> dict[str, str]:
     """Return the text of each file that `export` writes, by its path in the export's directory."""
     if layout not in LAYOUTS:
         raise UsageError(f"unknown layout {layout!r}", remedy=did_you_mean(layout, LAYOUTS))
@@ -120,7 +120,7 @@ def render(graph: IntegerGraph, core: str = GENERIC, layout: str = SOURCES, benc
         "portable_sources": [],
         "root": root,
         "layout": layout,
-        "bench": bench == "yes",
+        "bench": bench != NO_BENCH,
     }
     texts = {f"{root}{name}": text for name, text in _program_texts(program, environment, values).items()}
     sources = _sources(texts)
@@ -132,7 +132,7 @@ def render(graph: IntegerGraph, core: str = GENERIC, layout: str = SOURCES, benc
     for path in ("CMakeLists.txt", "README.md", "test/golden.h", "test/test_model.c"):
         template = environment.get_template(f"{Path(path).name}.jinja")
         texts[path] = template.render(values, sources=sources)
-    if bench == "yes":
+    if bench != NO_BENCH:
         texts["bench/bench.c"] = environment.get_template("bench.c.jinja").render(values)
     texts.update(layout_texts(layout, environment, {**values, "sources": sources}))
     texts[LAYERS_FILE] = _layers_json(program)

@@ -12,6 +12,10 @@ Layout = Literal["sources", "arduino", "zephyr"]
 SOURCES: Layout = "sources"
 NAMES: tuple[str, ...] = get_args(Layout)
 
+Bench = Literal["none", "cycles"]
+NO_BENCH: Bench = "none"
+BENCHES: tuple[str, ...] = get_args(Bench)
+
 _ROOTS = {"arduino": "src/"}
 _TEMPLATES = {
     "sources": {},

@@ -82,7 +82,7 @@ def test_what_it_prints_is_what_the_device_counts(core: str, random_graph, rando
     graph = replace(random_graph(5, rounding="single"), name="keyword")
     directory, build = tmp_path / "c", tmp_path / "build"
     build.mkdir()
-    export(graph, directory, "cortex-m4" if core == "cortex-m4" else "generic", bench="yes")
+    export(graph, directory, "cortex-m4" if core == "cortex-m4" else "generic", bench="cycles")
     log = tmp_path / "log.txt"
     log.write_text("Open On-Chip Debugger\n" + run_bench(directory, core, build) + "halted\n")
     measured = read_bench_log(log)
