@@ -50,6 +50,7 @@ def execute(spec: Spec, step: Step, finished: Mapping[str, Entry], store: Store,
         outputs = describe_outputs(workplace / OUTPUTS, stage.outputs)
         findings = StageFindings.model_validate(
             {name: _plain(getattr(outcome, name)) for name in ("metrics", "history", "figures")}
+            | {"grids": {caption: _plain(asdict(grid)) for caption, grid in outcome.grids.items()}}
         )
         _check_figures(findings.figures, outputs)
         manifest = Manifest(

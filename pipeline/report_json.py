@@ -101,6 +101,7 @@ def _stage(result: StageResult, out: Path, figures: Mapping[str, str]) -> StageR
         needs=list(result.stage.needs),
         history=dict(entry.manifest.history) if entry else {},
         figures=dict(figures),
+        grids=dict(entry.manifest.grids) if entry else {},
         reasons=list(result.reasons),
         error=StageErrorReport(message=result.error) if result.error else None,
     )

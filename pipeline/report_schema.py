@@ -35,12 +35,26 @@ Figures = Annotated[
 ]
 
 
+class GridReport(_Strict):
+    """Figures by two things: `values` has a row for each of `rows`, in it a number or null for each of `columns`."""
+
+    rows: list[str]
+    columns: list[str]
+    values: list[list[float | None]]
+    notes: list[str] = Field(description="a text for each row, or empty")
+    marked: list[tuple[int, int]] = Field(description="cells that were chosen: indices of row and column")
+
+
+Grids = Annotated[dict[str, GridReport], Field(description="heat maps by caption")]
+
+
 class StageFindings(_Strict):
     """What a stage returns beside its files: kdpipe.stages.base.Outcome as JSON."""
 
     metrics: Metrics
     history: History
     figures: Figures
+    grids: Grids
 
 
 class StageReport(_Strict):
@@ -56,6 +70,7 @@ class StageReport(_Strict):
     needs: list[str] = Field(description="the stages that it takes inputs from")
     history: History
     figures: Figures
+    grids: Grids
     reasons: list[str] = Field(description="why it ran, in words")
     error: StageErrorReport | None
 

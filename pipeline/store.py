@@ -81,7 +81,7 @@ class Manifest:
         key: SHA-256 of `parts`.
         parts: everything that could influence the stage, as kdpipe.pipeline.keys builds it.
         outputs: by name.
-        metrics: as the stage returned them, like history, figures and target (see kdpipe.stages.base.Outcome).
+        metrics: as the stage returned them, like history, figures, grids and target (see kdpipe.stages.base.Outcome).
         seconds: how long it ran.
         finished_at: when, in seconds since the Unix epoch.
     """
@@ -92,6 +92,7 @@ class Manifest:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     history: Mapping[str, Any] = field(default_factory=dict)
     figures: Mapping[str, str] = field(default_factory=dict)
+    grids: Mapping[str, Any] = field(default_factory=dict)
     target: Mapping[str, Any] | None = None
     seconds: float = 0.0
     finished_at: float = 0.0

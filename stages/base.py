@@ -114,6 +114,33 @@ Rows = list[dict[str, float]]
 
 
 @dataclass(frozen=True)
+class Grid:
+    """Figures by two things, such as a loss by layer and width: a heat map of the report.
+
+    Args:
+        rows: what each row is.
+        columns: what each column is.
+        values: for each row one value a column; None where there is none.
+        notes: a short text for each row, or nothing.
+        marked: (row, column) of the cells that were chosen, by index.
+    """
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    values: tuple[tuple[float | None, ...], ...]
+    notes: tuple[str, ...] = ()
+    marked: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.values) != len(self.rows) or any(len(row) != len(self.columns) for row in self.values):
+            raise ValueError("a grid has a value, or None, for each row and column")
+        if self.notes and len(self.notes) != len(self.rows):
+            raise ValueError("a grid has a note for each row or none")
+        if any(not (0 <= row < len(self.rows) and 0 <= at < len(self.columns)) for row, at in self.marked):
+            raise ValueError("a marked cell lies outside the grid")
+
+
+@dataclass(frozen=True)
 class TargetRecord:
     """What validating one artifact on one device found: an entry of `targets` in report.json (see docs/report.md).
 
@@ -165,12 +192,14 @@ class Outcome:
         target: of a validation, what it found.
         figures: pictures for the report by caption: paths of PNG files inside the stage's outputs, as
             "OUTPUT/file.png".
+        grids: heat maps for the report by caption.
     """
 
     metrics: Mapping[str, float | int | str | bool] = field(default_factory=dict)
     history: Mapping[str, Rows] = field(default_factory=dict)
     target: TargetRecord | None = None
     figures: Mapping[str, str] = field(default_factory=dict)
+    grids: Mapping[str, Grid] = field(default_factory=dict)
 
 
 Inputs = Mapping[str, Any]

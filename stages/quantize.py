@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from kdpipe.models.choice import check_named
-from kdpipe.stages.base import Accepts, Inputs, Outcome, Stage, StageContext
+from kdpipe.stages.base import Accepts, Complaint, Inputs, Outcome, Stage, StageContext
 from kdpipe.stages.knowledge.registry import LOSSES, LossParameters
-from kdpipe.stages.quantization.configuration import QuantizationConfig
+from kdpipe.stages.quantization.configuration import AUTO, QuantizationConfig
 from kdpipe.stages.training.parameters import OptimizationParams
 from kdpipe.targets.errors import UsageError, did_you_mean
 
@@ -39,6 +39,7 @@ class SpeqParameters(LossParameters):
 
 
 WeightBits = Literal[2, 3, 4, 8]
+WeightWidth = Literal[2, 3, 4, 8, "auto"]
 
 
 class LayerBits(BaseModel):
@@ -46,8 +47,21 @@ class LayerBits(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    weights: WeightBits | None = Field(default=None, description="width of the weights")
+    weights: WeightWidth | None = Field(default=None, description="width of the weights, or auto")
     activations: int | None = Field(default=None, ge=2, le=8, description="width of what the layers read")
+
+
+class Budget(BaseModel):
+    """What the weights of all layers may take, where some widths are auto."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    size_kib: float = Field(gt=0, le=1 << 30, description="of weights, scales and biases, in KiB")
+    target: Literal["onnx", "openvino", "tflite", "integer-graph"] = Field(
+        default="onnx",
+        description="whose files are counted: onnx and openvino store 3-bit weights in 4, tflite 2-bit ones too; "
+        "integer-graph: each at its own width",
+    )
 
 
 class QuantizeParams(OptimizationParams):
@@ -58,10 +72,16 @@ class QuantizeParams(OptimizationParams):
     teachers: Annotated[str | None, Accepts("ensemble")] = Field(
         default=None, description="needed on a split by losses such as kd; samples carry the teachers' logits with them"
     )
-    weight_bits: WeightBits = Field(default=2, description="width of the weights; 2 is ternary")
+    sensitivity: Annotated[str | None, Accepts("sensitivity")] = Field(
+        default=None, description="what each layer's width costs, of the same network; where a width is auto"
+    )
+    budget: Budget | None = Field(default=None, description="where a width is auto")
+    weight_bits: WeightWidth = Field(
+        default=2, description="width of the weights; 2 is ternary; auto: chosen for each layer by sensitivity"
+    )
     activation_bits: int = Field(default=8, ge=2, le=8, description="width of what layers read")
-    first_last_bits: WeightBits = Field(default=8, description="width of the first and last layers' weights")
-    bits: dict[str, WeightBits | LayerBits] = Field(
+    first_last_bits: WeightWidth = Field(default=8, description="width of the first and last layers' weights, or auto")
+    bits: dict[str, WeightWidth | LayerBits] = Field(
         default={},
         description="by pattern of layer paths (`layer1.*`), the weights' width, or {weights, activations}; of several "
         "patterns that match a layer the longest counts, also for the first and last layers",
@@ -119,14 +139,23 @@ class QuantizeParams(OptimizationParams):
         return losses
 
     def configuration(self) -> QuantizationConfig:
-        """Return how the network is quantized."""
+        """Return how the network is quantized, with `AUTO` where widths are to be assigned."""
         bits = {
-            pattern: {"weights": given} if isinstance(given, int) else given.model_dump(exclude_none=True)
+            pattern: given.model_dump(exclude_none=True) if isinstance(given, LayerBits) else {"weights": given}
             for pattern, given in self.bits.items()
         }
         names = ("weight_bits", "activation_bits", "first_last_bits", "rounding", "ewgs_delta", "weight_scales")
         names = (*names, "weight_gradient", "activation_gradient")
         return QuantizationConfig(bits=bits, **{name: getattr(self, name) for name in names})
+
+    def has_auto(self) -> bool:
+        """Return whether a width is to be chosen."""
+        config = self.configuration()
+        return AUTO in (
+            config.weight_bits,
+            config.first_last_bits,
+            *(given.get("weights") for given in config.bits.values()),
+        )
 
     def loss_parameters(self) -> dict[str, LossParameters]:
         """Return the losses' parameters with their defaults, by name."""
@@ -147,6 +176,20 @@ def outputs(params: Any) -> Mapping[str, str]:
     return {"graph": "integer-graph", "network": "quantized-network"}
 
 
+def complaints(params: QuantizeParams, kinds: Mapping[str, tuple[str, ...]]) -> Iterator[Complaint]:
+    """Complain where widths are to be chosen without knowing by what, or the other way round."""
+    given = {"sensitivity": params.sensitivity, "budget": params.budget}
+    if params.has_auto():
+        remedies = {"sensitivity": "Add a stage of kind sensitivity and its output", "budget": "Add {size_kib: ...}"}
+        for field, value in given.items():
+            if value is None:
+                yield field, "a width is auto, which needs this", remedies[field]
+    else:
+        for field, value in given.items():
+            if value is not None:
+                yield field, "no width is auto, so this would change nothing", "Set weight_bits to auto, or remove this"
+
+
 def run(params: QuantizeParams, inputs: Inputs, context: StageContext) -> Outcome:
     """Train the quantized network, lower it, and write both."""
     from kdpipe.stages.quantization.training import quantize
@@ -163,4 +206,5 @@ STAGE = Stage(
     outputs=outputs,
     run=run,
     libraries=("torch", "numpy", "safetensors"),
+    complaints=complaints,
 )

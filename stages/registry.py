@@ -65,6 +65,7 @@ STAGES = StageRegistry(
         "synthesize": "kdpipe.stages.synthesize:STAGE",
         "distill": "kdpipe.stages.distill:STAGE",
         "data-free-distill": "kdpipe.stages.data_free_distill:STAGE",
+        "sensitivity": "kdpipe.stages.sensitivity:STAGE",
         "quantize": "kdpipe.stages.quantize:STAGE",
         "export": "kdpipe.stages.export:STAGE",
         "validate": "kdpipe.stages.validate:STAGE",

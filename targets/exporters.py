@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from kdpipe.targets.c import layouts
 from kdpipe.targets.c.cores import NAMES
-from kdpipe.targets.errors import UsageError, did_you_mean
+from kdpipe.targets.errors import UnsupportedError, UsageError, did_you_mean
 from kdpipe.targets.registry import Registry
 
 if TYPE_CHECKING:
@@ -95,6 +95,18 @@ class Exporter:
                 raise UsageError(
                     f"{self.name} has no {name} {choice!r}", remedy=did_you_mean(choice, self.options[name].choices)
                 )
+
+    def stored_bits(self) -> tuple[Mapping[int, int], Mapping[int, int]]:
+        """Return the widths at which it packs convolutions' weights and linear layers', by the widths they have.
+
+        Raises:
+            UnsupportedError: the width depends on the layer, as in C sources.
+        """
+        module = import_module(self.function.split(":")[0])
+        if "core" in self.options:
+            raise UnsupportedError("the width at which C sources store weights depends on the core and the layer")
+        convolutions: Mapping[int, int] = module.STORED_BITS
+        return convolutions, getattr(module, "LINEAR_STORED_BITS", convolutions)
 
     def operators(self) -> frozenset[type]:
         """Return the operators of the integer graph that it can write: `OPERATORS` of the function's module."""

@@ -57,6 +57,16 @@ class Output(_Entry):
     sha256: str = ""
 
 
+class Grid(_Entry):
+    """Figures by two things."""
+
+    rows: list[str]
+    columns: list[str]
+    values: list[list[float | None]]
+    notes: list[str] = Field(default_factory=list)
+    marked: list[tuple[int, int]] = Field(default_factory=list)
+
+
 class StageEntry(_Entry):
     """One stage of the run."""
 
@@ -70,6 +80,7 @@ class StageEntry(_Entry):
     needs: list[str] = Field(default_factory=list)
     history: dict[str, list[dict[str, Any]]] = Field(default_factory=dict)
     figures: dict[str, str] = Field(default_factory=dict)
+    grids: dict[str, Grid] = Field(default_factory=dict)
     error: Annotated[str | None, BeforeValidator(_message)] = None
     reasons: list[str] = Field(default_factory=list)
 

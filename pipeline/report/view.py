@@ -10,7 +10,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from kdpipe.pipeline.report import curves, dag, figures, gates
+from kdpipe.pipeline.report import curves, dag, figures, gates, heatmap
 from kdpipe.pipeline.report.document import Report, StageEntry
 from kdpipe.pipeline.report.formatting import DASH, duration, figure, percent, plural, points, size
 from kdpipe.pipeline.report.svg import picture
@@ -27,7 +27,7 @@ from kdpipe.pipeline.report.target_view import (
 )
 
 CURVES_BUDGET = 700_000
-"""Characters of the page that training curves may take; with figures.BUDGET it keeps the page under 3 MB."""
+"""Characters of the page that curves and heat maps may take; with figures.BUDGET it keeps the page under 3 MB."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ def stage_views(stages: Sequence[StageEntry], folder: Path) -> tuple[StageView, 
     views = []
     for index, stage in enumerate(stages, 1):
         shown, bytes_for_figures = figures.inline(stage.figures, folder, bytes_for_figures)
-        charts = stage_charts(stage)
+        charts = stage_heat_maps(stage) + stage_charts(stage)
         kept = []
         for chart in charts:
             bytes_for_curves -= len(chart.drawing)
@@ -247,6 +247,14 @@ def stage_views(stages: Sequence[StageEntry], folder: Path) -> tuple[StageView, 
             )
         )
     return tuple(views)
+
+
+def stage_heat_maps(stage: StageEntry) -> tuple[Picture, ...]:
+    """Return the grids of a stage, drawn."""
+    return tuple(
+        Picture(caption, heatmap.chart(caption, grid.rows, grid.columns, grid.values, grid.notes, grid.marked))
+        for caption, grid in stage.grids.items()
+    )
 
 
 def stage_charts(stage: StageEntry) -> tuple[Picture, ...]:

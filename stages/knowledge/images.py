@@ -33,7 +33,7 @@ def load_images(artifact: Artifact, space: ImageSpace) -> TrainingImages:
         samples = load_samples(artifact.path)
         found, images = samples.space, samples.images
     if found.shape != space.shape:
-        raise DataError(f"images of shape {list(found.shape)} for teachers that see {list(space.shape)}")
+        raise DataError(f"images of shape {list(found.shape)} for networks that see {list(space.shape)}")
     if len(found.classes) != len(space.classes):
-        raise DataError(f"the images have {len(found.classes)} classes, the teachers {len(space.classes)}")
+        raise DataError(f"the images have {len(found.classes)} classes, the networks {len(space.classes)}")
     return TrainingImages(renormalize(images, found, space), labels)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from kdpipe.targets.errors import UsageError, did_you_mean
 from kdpipe.targets.fixed_point import Rounding
@@ -14,8 +14,30 @@ if TYPE_CHECKING:
     from kdpipe.stages.quantization.fake_quantize import ActivationGradient, WeightGradient
     from kdpipe.stages.quantization.weights import WeightTraining
 
+AUTO: Literal["auto"] = "auto"
+"""Stands for a width of weights that `kdpipe.stages.quantization.assignment` chooses."""
+
+WeightWidth = int | Literal["auto"]
+
 END_ACTIVATION_BITS = 8
 """Width of what the first and the last layer read."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution or linear layer as it will be quantized.
+
+    Args:
+        weights: how many.
+        channels: of the output; each takes a scale and a bias.
+        is_linear: rather than a convolution.
+        is_end: it is the last, or reads the input.
+    """
+
+    weights: int
+    channels: int
+    is_linear: bool
+    is_end: bool
 
 
 @dataclass(frozen=True)
@@ -23,17 +45,17 @@ class Widths:
     """Of one layer.
 
     Args:
-        weights: 2 (ternary), 3, 4 or 8.
+        weights: 2 (ternary), 3, 4 or 8; `AUTO` where it is still to be assigned.
         activations: 2 to 8, of what it reads.
     """
 
-    weights: int
+    weights: WeightWidth
     activations: int
 
 
 @dataclass(frozen=True)
 class QuantizationConfig:
-    """How a module is quantized.
+    """How a module is quantized. Widths of weights may be `AUTO` until they are assigned.
 
     Args:
         weight_bits: 2 (ternary), 3, 4 or 8.
@@ -49,11 +71,11 @@ class QuantizationConfig:
         weight_scales: a step for each output `channel`, or one for the `layer`.
     """
 
-    weight_bits: int = 2
+    weight_bits: WeightWidth = 2
     activation_bits: int = 8
-    first_last_bits: int = 8
+    first_last_bits: WeightWidth = 8
     rounding: Rounding = "single"
-    bits: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    bits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     weight_gradient: WeightGradient = "straight-through"
     activation_gradient: ActivationGradient = "pact"
     ewgs_delta: float = 1e-3

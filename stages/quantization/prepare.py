@@ -23,8 +23,9 @@ from kdpipe.stages.quantization.activations import (
     StoredSource,
 )
 from kdpipe.stages.quantization.configuration import QuantizationConfig, Widths, choose_widths
+from kdpipe.stages.quantization.found_layers import end_nodes, layer_nodes, normalized_network, readers, sole_user
 from kdpipe.stages.quantization.layers import AveragePool, ExactBatchNorm, Scope, Sum, exact_batch_norm
-from kdpipe.stages.quantization.normalized import Normalized, Problem, listed
+from kdpipe.stages.quantization.normalized import Normalized
 from kdpipe.stages.quantization.operations import (
     CEILING,
     DROPOUTS,
@@ -32,23 +33,18 @@ from kdpipe.stages.quantization.operations import (
     NORMS,
     is_add,
     is_cat,
-    is_flatten,
     is_mul,
     is_relu,
-    normalize,
 )
 from kdpipe.stages.quantization.softmax import ProbabilityQuantizer, Softmax
 from kdpipe.stages.quantization.stored_operations import (
     NOT_NEGATIVE,
-    REARRANGEMENTS,
     Concatenation,
     Function,
     Product,
 )
-from kdpipe.stages.quantization.tracing import trace
 from kdpipe.stages.quantization.weights import QuantizedConv2d, QuantizedLinear
-from kdpipe.targets.errors import UnsupportedError
-from kdpipe.targets.lower import PATH, SHAPE, check_finite
+from kdpipe.targets.lower import PATH, SHAPE
 
 WIDE_BITS = 8
 """Width of the input, of the output, and of what is added or averaged."""
@@ -72,15 +68,7 @@ def prepare(module: nn.Module, example: Tensor, config: QuantizationConfig) -> f
         GraphError: a weight is not finite; names the layer.
         UsageError: a pattern of `config.bits` matches no layer.
     """
-    if any(isinstance(part, ActivationQuantizer) for part in module.modules()):
-        raise UnsupportedError("the network is quantized already", remedy="Give the float network")
-    check_finite(module)
-    normalized = normalize(trace(module, example))
-    _find_misplaced(normalized)
-    if normalized.problems:
-        lines = "".join(f"\n  - {line}" for line in listed(normalized.problems))
-        count = len(normalized.problems)
-        raise UnsupportedError(f"{count} operation{'s' * (count > 1)} of the network can't be quantized:{lines}")
+    normalized = normalized_network(module, example)
     preparation = _Preparation(normalized, config)
     preparation.insert_quantizers()
     preparation.insert_taps()
@@ -98,31 +86,6 @@ def quantizers(prepared: nn.Module) -> list[ActivationQuantizer]:
 def input_quantizer(prepared: nn.Module) -> InputQuantizer:
     """Return the quantizer of a prepared module's input."""
     return next(part for part in prepared.modules() if isinstance(part, InputQuantizer))
-
-
-def _sole_user(node: fx.Node) -> fx.Node | None:
-    return next(iter(node.users)) if len(node.users) == 1 else None
-
-
-def _find_misplaced(normalized: Normalized) -> None:
-    """Add problems that only an operation's neighbours show."""
-    if normalized.problems:
-        return
-    for node in normalized.graph.nodes:
-        if node.op == "output" and not isinstance(node.args[0], fx.Node):
-            problem = Problem("", "it returns several values", "Return one tensor, the logits")
-        elif isinstance(normalized.module(node), NORMS):
-            before = node.all_input_nodes[0]
-            if isinstance(normalized.module(before), LAYERS) and _sole_user(before) is node:
-                continue
-            problem = Problem(
-                node.meta[PATH],
-                "batch norm that does not directly follow a convolution or linear layer of its own",
-                "Put it behind one; it is absorbed into that layer's scales",
-            )
-        else:
-            continue
-        normalized.problems.append(problem)
 
 
 def _is_signed(quantizer: Quantizer) -> bool:
@@ -185,24 +148,11 @@ class _Preparation:
                     quantizer.add_producer(scope)
 
     def _choose_widths(self) -> dict[fx.Node, Widths]:
-        layers = [node for node in self.graph.nodes if isinstance(self.normalized.module(node), LAYERS)]
-        ends = set(layers[-1:])
-        for node in self.graph.nodes:
-            if node.op == "placeholder":
-                ends |= {user for user in self._readers(node) if user in layers}
+        layers = layer_nodes(self.normalized)
+        ends = end_nodes(self.normalized, layers)
         paths = {node: str(node.target) for node in layers}
         chosen = choose_widths(list(paths.values()), {paths[node] for node in ends}, self.config)
         return {node: chosen[path] for node, path in paths.items()}
-
-    def _readers(self, node: fx.Node) -> list[fx.Node]:
-        """Return the nodes that read `node`'s integers, through those that keep them."""
-        found: list[fx.Node] = []
-        for user in node.users:
-            keeps = is_flatten(user) or isinstance(
-                self.normalized.module(user), (nn.MaxPool2d, *DROPOUTS, *REARRANGEMENTS)
-            )
-            found += self._readers(user) if keeps else [user]
-        return found
 
     def _wanted_bits(self, reader: fx.Node) -> int:
         return self.widths[reader].activations if reader in self.widths else WIDE_BITS
@@ -240,7 +190,7 @@ class _Preparation:
         self._replace_module(node, quantized)
         producers: list[nn.Module] = [quantized]
         end, norm = node, None
-        user = _sole_user(node)
+        user = sole_user(node)
         if user is not None and isinstance(module := self.normalized.module(user), NORMS):
             end, norm = user, exact_batch_norm(module)
             self._replace_module(user, norm)
@@ -313,10 +263,10 @@ class _Preparation:
         in_place: bool = True,
     ) -> None:
         """Round what `end` computes, together with the ReLU that alone reads it."""
-        relu = _sole_user(end)
+        relu = sole_user(end)
         fused = relu is not None and is_relu(relu)
         value = relu if fused and relu is not None else end
-        bits = max((self._wanted_bits(reader) for reader in self._readers(value)), default=WIDE_BITS)
+        bits = max((self._wanted_bits(reader) for reader in readers(self.normalized, value)), default=WIDE_BITS)
         ceiling = relu.meta.get(CEILING) if fused and relu is not None else None
         quantizer = self._make(
             *(start.meta[PATH], bits, signed and not fused, source),
@@ -340,7 +290,7 @@ class _Preparation:
     def _quantize_stored(self, relu: fx.Node) -> None:
         """Round a ReLU of what is stored already: integers are requantized."""
         value = relu.all_input_nodes[0]
-        bits = max((self._wanted_bits(reader) for reader in self._readers(relu)), default=WIDE_BITS)
+        bits = max((self._wanted_bits(reader) for reader in readers(self.normalized, relu)), default=WIDE_BITS)
         source = StoredSource(self.stored[value])
         quantizer = self._make(relu.meta[PATH], bits, False, source, ceiling=relu.meta.get(CEILING))
         rounded = self._insert(value, quantizer)

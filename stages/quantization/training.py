@@ -16,10 +16,13 @@ from kdpipe.stages.knowledge.base import DistillationLoss, Knowledge
 from kdpipe.stages.knowledge.coefficients import epoch_progress
 from kdpipe.stages.knowledge.registry import LOSSES
 from kdpipe.stages.quantization.activations import calibrating
+from kdpipe.stages.quantization.assignment import Assignment, assign
 from kdpipe.stages.quantization.fidelity import Fidelity, compare
+from kdpipe.stages.quantization.found_layers import find_layers
 from kdpipe.stages.quantization.network import prepare_for, save_quantized_network
 from kdpipe.stages.quantization.prepare import quantizers
 from kdpipe.stages.quantization.progressive import at_least
+from kdpipe.stages.quantization.sensitivities import load_sensitivity
 from kdpipe.stages.quantization.speq import StochasticTeacher, finer_bits
 from kdpipe.stages.quantization.statistics import estimate_statistics
 from kdpipe.stages.quantize import SPEQ, QuantizeParams, SpeqParameters
@@ -90,12 +93,13 @@ def quantize(params: QuantizeParams, inputs: Inputs, context: StageContext) -> O
         DataError: the images don't fit the network, or kd has no teachers.
         TrainingError: a loss term is not finite.
         GraphError: the trained network can't be lowered; names the layer.
-        UsageError: a pattern of `bits` matches no layer.
+        UsageError: a pattern of `bits` matches no layer, or the budget of automatic widths can't be met.
     """
     device = choose_device(context.accelerator)
     network, description = load_network(inputs["network"].path)
     space = description.space
-    config = params.configuration()
+    assignment = _assign_widths(params, inputs, network, space)
+    config = params.configuration() if assignment is None else assignment.config
     prepared = prepare_for(space, network.to(device), config)
     data = _load_images(inputs["samples"], inputs.get("teachers"), space)
     taught = [name for name in params.losses if name != SPEQ and LOSSES[name].needs_teachers]
@@ -125,7 +129,23 @@ def quantize(params: QuantizeParams, inputs: Inputs, context: StageContext) -> O
     context.log(f"integer graph: equal in {fidelity.worst[1]:.4%} of elements or more (least: {fidelity.worst[0]})")
     save_graph(graph, context.output("graph"))
     save_quantized_network(context.output("network"), prepared, description, config)
-    return Outcome(metrics=_metrics(prepared, graph, fidelity, data, history[FINAL]), history=history)
+    metrics = _metrics(prepared, graph, fidelity, data, history[FINAL])
+    if assignment is None:
+        return Outcome(metrics=metrics, history=history)
+    return Outcome(
+        metrics=metrics | {"predicted_loss": assignment.predicted_loss, "assigned_bytes": assignment.total},
+        history=history,
+        grids={"Predicted loss by width, the layers' widths framed": assignment.grid},
+    )
+
+
+def _assign_widths(params: QuantizeParams, inputs: Inputs, network: nn.Module, space: ImageSpace) -> Assignment | None:
+    """Choose the widths that are auto; None where none is."""
+    if params.budget is None or not params.has_auto():
+        return None
+    sensitivity = load_sensitivity(inputs["sensitivity"].path)
+    layers = find_layers(network, torch.zeros(2, *space.shape))
+    return assign(params.configuration(), layers, sensitivity, int(params.budget.size_kib * 1024), params.budget.target)
 
 
 @torch.no_grad()

@@ -155,11 +155,11 @@ def test_response_losses_ask_for_no_tap(inputs, context):
 def test_images_that_the_teachers_do_not_know(inputs, context, tmp_path, space):
     other = type(space)((1, 4, 4), space.classes, space.mean, space.std)
     save_samples(tmp_path / "samples", Samples(torch.zeros(4, 1, 4, 4), torch.zeros(4, 3), other))
-    with pytest.raises(DataError, match=r"\[1, 4, 4\] for teachers that see \[1, 8, 8\]"):
+    with pytest.raises(DataError, match=r"\[1, 4, 4\] for networks that see \[1, 8, 8\]"):
         run(inputs, context())
     fewer = type(space)(space.shape, ("a", "b"), space.mean, space.std)
     save_samples(tmp_path / "samples", Samples(torch.zeros(4, 1, 8, 8), torch.zeros(4, 2), fewer))
-    with pytest.raises(DataError, match="2 classes, the teachers 3"):
+    with pytest.raises(DataError, match="2 classes, the networks 3"):
         run(inputs, context("again"))
 
 
