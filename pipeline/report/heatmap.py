@@ -7,15 +7,15 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from kdpipe.pipeline.report.formatting import DASH, figure
+from kdpipe.pipeline.report.formatting import DASH, tick
 from kdpipe.pipeline.report.svg import element, join, picture, shorten
 
-WIDTH, LABEL, ROW, HEAD = 360.0, 138.0, 24.0, 22.0
+WIDTH, LABEL, ROW, HEAD = 360.0, 142.0, 24.0, 22.0
 NARROWEST = 44.0
 GAP = 2.0
 FAINTEST, STRONGEST = 0.04, 0.55
 """Opacity of the tint: text on the strongest can be read in both colour schemes."""
-LARGEST_RATIO = 300
+LARGEST_RATIO = 30
 
 
 def chart(
@@ -28,7 +28,7 @@ def chart(
 ) -> Markup:
     """Return the heat map.
 
-    The tint goes from the smallest value to the largest, by ratio where all are positive and span more than two and
+    The tint goes from the smallest value to the largest, by ratio where all are positive and span more than one and
     a half decades. A missing value has no tint.
 
     Args:
@@ -57,7 +57,7 @@ def chart(
             parts.append(element("text", shorten(note, 26), x=0, y=y + 28, class_="tick"))
         for at, value in enumerate(numbers[: len(columns)]):
             x = LABEL + cell * at
-            text = DASH if value is None else figure(float(f"{value:.3g}"))
+            text = _short(value)
             framed = (index, at) in frames
             parts.append(
                 element(
@@ -78,6 +78,13 @@ def chart(
             )
     words = f"{title}: {len(rows)} rows by {', '.join(columns[:12])}"
     return picture(width, HEAD + height * len(rows), words, join(parts), class_="chart heatmap")
+
+
+def _short(value: float | None) -> str:
+    """Return a value with the two or three digits that a cell has room for."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    return tick(float(f"{value:.{2 if abs(value) < 0.01 else 3}g}"))
 
 
 class _Tint:

@@ -4,7 +4,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from kdpipe.pipeline.report import bars, curves, dag, scales, scatter, svg
+from kdpipe.pipeline.report import bars, curves, dag, heatmap, scales, scatter, svg
 from kdpipe.pipeline.report.dag import Node
 
 
@@ -202,3 +202,46 @@ def test_bars_are_as_long_as_their_values_and_mark_a_broken_limit():
 
 def test_bars_of_nothing_but_zero():
     parse(bars.chart("cycles", [bars.Bar("a", 0.0, "0")]))
+
+
+def cells(drawing):
+    """Return (text, opacity, class) of each cell."""
+    found = []
+    for group in parse(drawing).iter("g"):
+        rect, text = group.find("rect"), group.find("text")
+        found.append((text.text, float(rect.get("fill-opacity")), rect.get("class")))
+    return found
+
+
+def test_a_heat_map_is_the_stronger_the_larger_the_value_and_frames_what_was_chosen():
+    values = [[0.5, 0.25], [None, 1.0]]
+    drawn = cells(heatmap.chart("loss", ["a", "b"], ["2 bits", "3 bits"], values, marked=[(0, 1)]))
+    assert [text for text, _, _ in drawn] == ["0.5", "0.25", "–", "1"]  # noqa: RUF001
+    assert [name for _, _, name in drawn] == ["cell", "cell is-chosen", "cell", "cell"]
+    half, low, missing, high = (opacity for _, opacity, _ in drawn)
+    assert missing == 0
+    assert (low, high) == (heatmap.FAINTEST, heatmap.STRONGEST)
+    assert half == pytest.approx(low + (high - low) / 3, abs=0.01)
+
+
+def test_a_heat_map_over_decades_tells_small_values_apart():
+    *_, middle, _ = (opacity for _, opacity, _ in cells(heatmap.chart("loss", ["a"], list("xyz"), [[1e-6, 1e-3, 1.0]])))
+    assert middle == pytest.approx((heatmap.FAINTEST + heatmap.STRONGEST) / 2, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "values"),
+    [
+        ([], [], []),
+        (["a"], ["x"], [[None]]),
+        (["a"], ["x"], [[math.nan]]),
+        (["a"], ["x", "y"], [[0.0, 0.0]]),
+        (["a", "b"], ["x"], [[-1e308], [1e308]]),
+        (["a"], ["x"], [[1.0, 2.0, 3.0]]),
+        (["a", "b", "c"], ["x", "y"], [[1.0]]),
+        (["a" * 99], ["b" * 99] * 30, [[12345678.9] * 30]),
+    ],
+)
+def test_a_heat_map_survives_what_is_odd(rows, columns, values):
+    root = parse(heatmap.chart("odd", rows, columns, values, ["note"], [(9, 9)]))
+    assert all(0 <= float(item.get("fill-opacity")) <= heatmap.STRONGEST for item in root.iter("rect"))

@@ -176,6 +176,9 @@ def test_hostile_text_stays_text_wherever_it_stands():
     report["stages"][1]["metrics"] = {HOSTILE: HOSTILE}
     report["stages"][1]["history"] = {HOSTILE: [{HOSTILE: 1.0}, {HOSTILE: 2.0}]}
     report["stages"][1]["figures"] = {HOSTILE: HOSTILE}
+    report["stages"][1]["grids"] = {
+        HOSTILE: {"rows": [HOSTILE], "columns": [HOSTILE], "values": [[1.0]], "notes": [HOSTILE], "marked": [[0, 0]]}
+    }
     report["stages"][1]["error"] = {"message": HOSTILE}
     text = render_html(report, SAMPLES)
     page = Page(text)
@@ -218,12 +221,15 @@ def test_page_stays_under_3_mb_whatever_the_run_brings(tmp_path):
             f"s{series}": [{"step": step, **{f"m{m}": math.sin(step) for m in range(4)}} for step in range(600)]
             for series in range(3)
         }
+        cells = [[float(row + at) for at in range(4)] for row in range(40)]
+        names = [f"layer{row}.0.conv" for row in range(40)]
+        stage["grids"] = {"widths": {"rows": names, "columns": list("abcd"), "values": cells}}
     path = tmp_path / "report.html"
     write_html(report, path)
     assert path.stat().st_size < 3_000_000
     text = path.read_text(encoding="utf-8")
     assert "it is too large for this page" in text
-    assert "more curves would make this page too large" in text
+    assert "more charts would make this page too large" in text
 
 
 def test_fifty_stages_and_long_names():

@@ -116,6 +116,13 @@ def test_what_the_report_says(toy: Any) -> None:
     assert stages["teacher"]["reasons"] == ["new"]
     figure = toy.out / stages["teacher"]["figures"]["A curve"]
     assert figure.read_bytes() == b"\x89PNG toy"
+    assert stages["teacher"]["grids"] == {
+        "A grid": {
+            "rows": ["a", "b"], "columns": ["x"], "values": [[0.5], [None]], "notes": ["first", "second"],
+            "marked": [[1, 0]],
+        }
+    }  # fmt: skip
+    assert stages["data.digits"]["grids"] == {}
     output = stages["teacher"]["outputs"]["network"]
     assert (toy.out / output["path"] / "value.json").is_file()
     mcu = next(target for target in report["targets"] if target["name"] == "mcu")
@@ -134,7 +141,7 @@ def test_a_cached_stage_keeps_its_figures(toy: Any) -> None:
     second = json.loads((toy.out / "report.json").read_text())
     for before, after in zip(first["stages"], second["stages"], strict=True):
         assert after["status"] == "cached"
-        for key in ("key", "seconds", "metrics", "outputs", "history", "figures"):
+        for key in ("key", "seconds", "metrics", "outputs", "history", "figures", "grids"):
             assert after[key] == before[key]
     assert second["targets"] == first["targets"]
 

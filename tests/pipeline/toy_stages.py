@@ -12,7 +12,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from kdpipe.stages.base import Accepts, Artifact, Outcome, ReadsFile, ReadsFolder, Stage, StageParams, TargetRecord
+from kdpipe.stages.base import (
+    Accepts,
+    Artifact,
+    Grid,
+    Outcome,
+    ReadsFile,
+    ReadsFolder,
+    Stage,
+    StageParams,
+    TargetRecord,
+)
 from kdpipe.targets.errors import TrainingError
 
 CONSTANT = 1  # a test changes it
@@ -60,6 +70,7 @@ def learn(params: LearnParams, inputs: dict[str, Artifact], context: Any) -> Out
         metrics={"accuracy": 0.9, "bad": float("nan")},
         history={"learner": [{"epoch": 1, "loss": 0.5}]},
         figures={"A curve": "network/curve.png"},
+        grids={"A grid": Grid(("a", "b"), ("x",), ((0.5,), (float("nan"),)), ("first", "second"), ((1, 0),))},
     )
 
 
