@@ -12,9 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kdpipe.stages.artifacts import ImageSpace, Split, load_network, load_split, normalize
+from kdpipe.stages.artifacts import ImageSpace, Split, load_description, load_network, load_split, normalize
 from kdpipe.stages.base import TargetRecord
 from kdpipe.stages.device_choice import Clock
+from kdpipe.stages.quantization import fidelity
+from kdpipe.stages.quantization.network import load_quantized_network
+from kdpipe.stages.quantization.prepare import input_quantizer
 from kdpipe.stages.training.device import limited_threads
 from kdpipe.stages.training.ensemble import TeacherEnsemble
 from kdpipe.targets.artifact import read_artifact, weight_bytes
@@ -23,7 +26,7 @@ from kdpipe.targets.devices.formats import format_of, refuse_format
 from kdpipe.targets.devices.registry import DEVICES
 from kdpipe.targets.devices.session import BATCH, THREADS, measure_session
 from kdpipe.targets.errors import DataError, UsageError
-from kdpipe.targets.graph import Normalization, Quantization
+from kdpipe.targets.graph import IntegerGraph, Normalization, Quantization
 from kdpipe.targets.graph_files import load_graph
 from kdpipe.targets.model_files import as_graph_directory
 from kdpipe.targets.parity import compare, first_divergent_layer
@@ -81,6 +84,9 @@ def validate_on_device(
     data = _first(load_split(split), samples)
     baseline_accuracy = None if baseline is None else _accuracy_on_host(baseline, data)
     if artifact_format == "torch":
+        if _is_quantized_network(artifact):
+            with nullcontext() if reference is None else as_graph_directory(reference) as graph:
+                return _validate_simulated(artifact, device_name, data, graph, baseline_accuracy)
         if reference is not None:
             raise UsageError(
                 "a float network has no integer reference", where=str(artifact), remedy="Leave the reference out"
@@ -243,15 +249,15 @@ def _host() -> Device:
 
 def _accuracy_on_host(network: Path, data: Split) -> float:
     if format_of(network) == "torch":
-        return _accuracy(_run_float(_load_float(network, data), data), data)
+        return _accuracy(_run_torch(_load_torch(network, data), data), data)
     quantized = _describe(network)
     _check_fit(network, quantized.input_shape, int(np.prod(quantized.output_shape)), quantized.classes, data)
     return _accuracy(_host().measure(network, _stored_inputs(quantized, data)).outputs, data)
 
 
 @dataclass(frozen=True)
-class _FloatNetwork:
-    """A float network or ensemble as a session; its images are normalized already, and its outputs stay real."""
+class _TorchNetwork:
+    """A network or ensemble as a session; its images are normalized already, and its outputs stay real."""
 
     module: torch.nn.Module
     space: ImageSpace
@@ -268,24 +274,31 @@ class _FloatNetwork:
         return raw
 
 
-def _load_float(artifact: Path, data: Split) -> _FloatNetwork:
+def _is_quantized_network(artifact: Path) -> bool:
+    return (artifact / "network.json").is_file() and load_description(artifact).quantization is not None
+
+
+def _load_torch(artifact: Path, data: Split) -> _TorchNetwork:
     module: torch.nn.Module
-    if (artifact / "ensemble.json").is_file():
+    if _is_quantized_network(artifact):
+        module, description = load_quantized_network(artifact)
+        space = description.space
+    elif (artifact / "ensemble.json").is_file():
         ensemble = TeacherEnsemble.load(artifact)
         module, space = ensemble, ensemble.space
     else:
         module, description = load_network(artifact)
         space = description.space
     _check_fit(artifact, space.shape, len(space.classes), space.classes, data)
-    return _FloatNetwork(module, space)
+    return _TorchNetwork(module, space)
 
 
-def _images(network: _FloatNetwork, data: Split) -> NDArray[np.float32]:
+def _images(network: _TorchNetwork, data: Split) -> NDArray[np.float32]:
     images: NDArray[np.float32] = normalize(data.images, network.space).numpy()
     return images
 
 
-def _run_float(network: _FloatNetwork, data: Split) -> NDArray[np.float32]:
+def _run_torch(network: _TorchNetwork, data: Split) -> NDArray[np.float32]:
     images = _images(network, data)
     return np.concatenate([network.infer(images[start : start + BATCH]) for start in range(0, len(images), BATCH)])
 
@@ -293,7 +306,7 @@ def _run_float(network: _FloatNetwork, data: Split) -> NDArray[np.float32]:
 def _validate_float(
     artifact: Path, device_name: str, data: Split, baseline_accuracy: float | None, progress: Progress | None
 ) -> TargetRecord:
-    network = _load_float(artifact, data)
+    network = _load_torch(artifact, data)
     with limited_threads(THREADS):
         measured = measure_session(network, _images(network, data), progress)
     return TargetRecord(
@@ -305,3 +318,56 @@ def _validate_float(
         baseline_accuracy=baseline_accuracy,
         latency_ms=_latency(measured.latency_ms),
     )
+
+
+def _validate_simulated(
+    artifact: Path, device_name: str, data: Split, reference: Path | None, baseline_accuracy: float | None
+) -> TargetRecord:
+    """Run a quantized network in torch. Its time says nothing about what is deployed, so that it is not taken."""
+    prepared, description = load_quantized_network(artifact)
+    space = description.space
+    _check_fit(artifact, space.shape, len(space.classes), space.classes, data)
+    network = _TorchNetwork(prepared, space)
+    with limited_threads(THREADS):
+        outputs = _run_torch(network, data)
+        parity = None
+        if reference is not None:
+            simulated = Quantized(
+                artifact,
+                "torch",
+                space.shape,
+                input_quantizer(prepared).quantization(),
+                (len(space.classes),),
+                space.classes,
+                Normalization(space.mean, space.std),
+                _files(artifact),
+            )
+            expected = _reference_outputs(reference, simulated, _stored_inputs(simulated, data))
+            parity = _simulated_parity(network, outputs, load_graph(reference), expected, data)
+    return TargetRecord(
+        format="torch",
+        device=device_name,
+        files=_files(artifact),
+        accuracy=_accuracy(outputs, data),
+        samples=len(data),
+        baseline_accuracy=baseline_accuracy,
+        parity=parity,
+    )
+
+
+def _simulated_parity(
+    network: _TorchNetwork, outputs: NDArray[np.float32], graph: IntegerGraph, expected: NDArray[np.int8], data: Split
+) -> Mapping[str, Any]:
+    stored = graph.output.quantization
+    integers = np.rint(outputs / np.float32(stored.scale)) + stored.zero_point
+    found = compare(expected, integers.clip(stored.qmin, stored.qmax).astype(np.int8).reshape(expected.shape))
+    layer = None
+    if found.differing.size:
+        differing = torch.from_numpy(_images(network, data)[found.differing[:TRACED_SAMPLES]])
+        exact = fidelity.compare(network.module, graph, differing).exact
+        layer = next((node.name for node in graph.nodes if exact.get(node.name, 1.0) < 1), None)
+    return {
+        "max_step_difference": found.max_step_difference,
+        "top1_agreement": found.top1_agreement,
+        "first_divergent_layer": layer,
+    }

@@ -30,7 +30,7 @@ class ValidateParams(StageParams):
 
     artifact: Annotated[
         str,
-        Accepts("ensemble", "network", "integer-graph", "onnx", "openvino", "tflite", "c"),
+        Accepts("ensemble", "network", "quantized-network", "integer-graph", "onnx", "openvino", "tflite", "c"),
         Field(description="What to run."),
     ]
     data: Annotated[str, Accepts("split"), Field(description="The images to run it on.")]
@@ -39,7 +39,7 @@ class ValidateParams(StageParams):
     ] = None
     baseline: Annotated[
         str | None,
-        Accepts("network", "ensemble", "integer-graph"),
+        Accepts("network", "ensemble", "quantized-network", "integer-graph"),
         Field(description="The network whose accuracy on the same images accuracy_drop is measured from."),
     ] = None
     device: str | None = Field(
@@ -137,7 +137,7 @@ def validate_artifact(
     """Run one artifact on one device.
 
     Args:
-        artifact: the directory of an export, an integer graph, or a float network or ensemble.
+        artifact: the directory of an export, an integer graph, a float or quantized network, or an ensemble.
         device: a name of `kdpipe ls devices`.
         split: the directory of labelled images.
         reference: the integer graph that `artifact` was exported from, a directory or a QDQ ONNX file; parity is

@@ -17,7 +17,7 @@ _BY_FILE = {
 
 
 def format_of(artifact: Path) -> str:
-    """Return the format of an artifact: an export's target, integer-graph, or torch for float networks.
+    """Return the format of an artifact: an export's target, integer-graph, or torch for networks.
 
     Raises:
         ArtifactError: the directory is missing, holds no artifact, or its artifact.json is unreadable.
@@ -34,8 +34,8 @@ def format_of(artifact: Path) -> str:
 
 
 def format_of_kind(kind: str) -> str:
-    """Return the format of a kind of artifact: its own name, or torch for float networks."""
-    return "torch" if kind in ("network", "ensemble") else kind
+    """Return the format of a kind of artifact: its own name, or torch for networks, quantized ones too."""
+    return "torch" if kind in ("network", "ensemble", "quantized-network") else kind
 
 
 def refuse_format(device: str, artifact_format: str, formats: tuple[str, ...]) -> NoReturn:
