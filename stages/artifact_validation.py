@@ -341,6 +341,7 @@ def _validate_simulated(
                 space.classes,
                 Normalization(space.mean, space.std),
                 _files(artifact),
+                {},  # its weights are kept as floats
             )
             expected = _reference_outputs(reference, simulated, _stored_inputs(simulated, data))
             parity = _simulated_parity(network, outputs, load_graph(reference), expected, data)

@@ -105,7 +105,7 @@ class Exporter:
         module = import_module(self.function.split(":")[0])
         if "core" in self.options:
             raise UnsupportedError("the width at which C sources store weights depends on the core and the layer")
-        convolutions: Mapping[int, int] = module.STORED_BITS
+        convolutions: Mapping[int, int] = module.STORED_BITS["packed"]
         return convolutions, getattr(module, "LINEAR_STORED_BITS", convolutions)
 
     def operators(self) -> frozenset[type]:

@@ -48,7 +48,7 @@ from kdpipe.targets.operator_support import refuse_unsupported
 from kdpipe.targets.packing import pack_lowest_first
 
 STRUCTURE_FILE, CONSTANTS_FILE = "model.xml", "model.bin"
-STORED_BITS = {2: 2, 3: 4, 4: 4, 8: 8}
+STORED_BITS = {"packed": {2: 2, 3: 4, 4: 4, 8: 8}}
 SMALLEST_SCALE = 2e-8
 """Below, with a margin of about 2, OpenVINO 2026.4's CPU plugin takes FakeQuantize's range for empty: wrong values."""
 
@@ -69,7 +69,14 @@ def export(graph: IntegerGraph, directory: Path) -> list[Path]:
     openvino.save_model(model, directory / STRUCTURE_FILE, compress_to_fp16=False)
     files = [STRUCTURE_FILE, CONSTANTS_FILE]
     write_artifact(
-        describe(graph, target="openvino", files=files, input_type="float32", layout="NCHW", stored_bits=STORED_BITS),
+        describe(
+            graph,
+            target="openvino",
+            files=files,
+            input_type="float32",
+            layout="NCHW",
+            stored_bits=STORED_BITS["packed"],
+        ),
         directory,
     )
     return [directory / name for name in files]
