@@ -56,6 +56,7 @@ def analyse(params: SensitivityParams, inputs: Inputs, context: StageContext) ->
         UnsupportedError: the network holds operations that can't be quantized; lists all of them.
         DataError: the images don't fit the network, or are too few.
         NetworkError: a prediction is not finite.
+        GraphError: a weight is not; names the layer.
     """
     network, description = load_network(inputs["network"].path)
     device = choose_device(context.accelerator)
@@ -121,6 +122,7 @@ def measure(
     Raises:
         UnsupportedError: the network holds operations that can't be quantized.
         NetworkError: a prediction is not finite.
+        GraphError: a weight is not; names the layer.
     """
     config = QuantizationConfig(8, params.activation_bits, weight_scales=params.weight_scales)
     prepared = prepare_for(space, network, config)

@@ -14,7 +14,7 @@ from kdpipe.stages.artifacts import ImageSpace
 from kdpipe.stages.quantization.sensitivity import measure
 from kdpipe.stages.quantization.weights import optimal_step, ternary_step
 from kdpipe.stages.sensitivity import SensitivityParams
-from kdpipe.targets.errors import NetworkError
+from kdpipe.targets.errors import GraphError, NetworkError
 
 SPACE = ImageSpace((1, 8, 8), ("a", "b", "c"), (0.0,), (1.0,))
 
@@ -143,5 +143,13 @@ def test_coarse_activations_are_told_apart_from_the_layers(network: nn.Module, i
 def test_weights_that_are_not_finite_are_refused(network: nn.Module, images: Tensor, value: float) -> None:
     with torch.no_grad():
         network.conv2.weight[0, 0, 0, 0] = value
-    with pytest.raises(NetworkError, match="not finite"):
+    with pytest.raises(GraphError, match="finite") as caught:
+        measure(network, SPACE, images, None, params())
+    assert "conv2" in str(caught.value)
+
+
+def test_predictions_that_are_not_finite_are_refused(network: nn.Module, images: Tensor) -> None:
+    with torch.no_grad():
+        network.conv2.weight.fill_(1e38)
+    with pytest.raises(NetworkError, match="the float network's predictions are not finite"):
         measure(network, SPACE, images, None, params())
