@@ -33,6 +33,10 @@ _LINE_WIDTH = 8
 # What the instructions' immediate operands can hold.
 _MAX_LDRD_OFFSET, _MAX_LDR_OFFSET, _MAX_STREAM = 1020, 4095, 0xFFFF
 _ALIGNMENT_SLACK = 3
+_UNPACK_FILES = {
+    8: ("conv8_unpack.S", "conv8_unpack.inc"),
+    4: ("conv8_unpack_sums.S", "conv8_unpack.inc"),
+}
 
 
 def conv8(graph: IntegerGraph, node: Node) -> Layer | None:
@@ -66,13 +70,13 @@ def conv8(graph: IntegerGraph, node: Node) -> Layer | None:
     if unroll is None or 4 * pair_words * len(pairs) > _MAX_STREAM or stream > _MAX_STREAM:
         return None
     ring_rows = (kernel_height - 1) * op.dilation[0] + 1
-    ring_words = ring_rows * (len(pairs) * pair_words + (columns if stored == 4 else 0))
+    ring_words = ring_rows * (len(pairs) * pair_words + (pair_words if stored == 4 else 0))
     return _layer(
         graph,
         node,
         stored=stored,
         kernel=f"conv8_w{stored}",
-        files=(f"conv8_w{stored}.c", "conv8_body.h"),
+        files=(f"conv8_w{stored}.c", "conv8_body.h", *_UNPACK_FILES[stored]),
         geometry=[
             *(in_height, in_width, channels, in_positions, out_width, out_positions, outputs),
             *(kernel_height, kernel_width, *op.stride, *op.padding[:2], *op.dilation),

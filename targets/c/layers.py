@@ -7,7 +7,7 @@ A kernel is chosen here and nowhere else: a faster one for some core, shape or w
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -346,6 +346,15 @@ def _pool(graph: IntegerGraph, node: Node) -> Layer:
     )
 
 
+def _mean_dsp(graph: IntegerGraph, node: Node) -> Layer | None:
+    op, (channels, *size) = node.op, graph.tensor(node.inputs[0]).shape
+    assert isinstance(op, AveragePool2d)  # noqa: S101
+    if op.kernel != tuple(size) or channels % 4:
+        return None
+    files = ("cortex_m4/mean_dsp.c", "cortex_m4/dsp.h", "pool.h")
+    return replace(_pool(graph, node), kernel="mean_dsp", files=files)
+
+
 def _flatten(graph: IntegerGraph, node: Node) -> Layer:
     shape = graph.tensor(node.inputs[0]).shape
     channels = shape[0] if len(shape) == 3 else 1
@@ -383,7 +392,7 @@ _LOWERINGS: dict[type, tuple[Candidate, ...]] = {
     ChannelShuffle: (Candidate(_channel_shuffle),),
     Upsample: (Candidate(_upsample),),
     MaxPool2d: (Candidate(_pool),),
-    AveragePool2d: (Candidate(_pool),),
+    AveragePool2d: (Candidate(_mean_dsp, frozenset({DSP})), Candidate(_pool)),
     Flatten: (Candidate(_flatten),),
     Requantize: (Candidate(_requantize),),
 }

@@ -8,7 +8,7 @@ fields of 15 bits: a schedule, made for the actual weights, takes them out befor
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeGuard
 
 import numpy as np
@@ -34,9 +34,10 @@ FIELD_MAX, TOP_FIELD_MAX = 2**15 - 1, 2**19 - 1
 _FLUSH, _TILE_END, _ROW_END = 1, 2, 4
 _MAX_KERNEL_HEIGHT = 16
 _LINE_WIDTH = 16
-# What the instructions' immediate operands can hold.
-_MAX_OFFSET, _MAX_PAIR_OFFSET = 4095, 1020
+# What the fields of packed parameters can hold.
+_MAX_EDGE, _MAX_SHIFTED_BIAS, _MAX_LEFT_SHIFT = 2**13 - 1, 2**26, 4
 _ALIGNMENT_SLACK = 3
+_RING_FILES = ("ternary_ring.c", "ternary_unpack.S", "ternary.h", "dsp.h")
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,9 +96,7 @@ def ternary_taps(graph: IntegerGraph, node: Node) -> Layer | None:
     if kernel_width != 3 or op.stride[1] != 1 or op.dilation != (1, 1) or left > 1 or columns > in_width + left:
         return None
     tiles = -(-min(columns, in_width) // 4)
-    sum_words = max(4 * tiles + 6, out_width + 2)
-    sum_words += sum_words % 2
-    if outputs % 2 or 8 * channels > _MAX_OFFSET or 4 * sum_words > _MAX_OFFSET:
+    if outputs % 2 or 2 * kernel_height * channels > _MAX_EDGE:
         return None
     unit = _unit(channels)
     codes = op.weight.values.astype(np.int64).transpose(0, 2, 3, 1) + 1
@@ -111,39 +110,23 @@ def ternary_taps(graph: IntegerGraph, node: Node) -> Layer | None:
     requantization = _requantization(graph, node)
     if requantization is None:
         return None
-    offset = source.quantization.zero_point + 128
-    bias = _bias(op, offset)
-    outside = [
-        offset * codes[:, :, 0].reshape(outputs, -1).sum(axis=1) * left,
-        offset * codes[:, :, 2].reshape(outputs, -1).sum(axis=1) * int(columns > 4 * tiles),
-    ]
-    parameters = np.concatenate(
-        [value.reshape(-1, 2) for value in (bias, *outside)]
-        + [_factors(requantization, node.output.quantization).reshape(-1, 6)],
-        axis=1,
-    )
+    left_codes = codes[:, :, 0].reshape(outputs, -1).sum(axis=1) * left
+    right_codes = codes[:, :, 2].reshape(outputs, -1).sum(axis=1) * int(columns > 4 * tiles)
+    edges = left_codes | right_codes << 13 | _shifts(requantization) << 26
+    sums = np.stack([_bias(op, source.quantization), requantization.parameters[:, 0]], axis=1)
     ring = kernel_height * tiles * (2 * channels + 4)
     return _layer(
         graph,
         node,
         kernel="ternary_taps",
-        template="ternary_taps.inc",
-        line_width=0,
         ring_taps=(1, 0),
         tiles=tiles,
-        sum_words=sum_words,
-        left_shift=requantization.left,
         words=pack_taps(codes),
-        groups=outputs // 2,
-        parameters=parameters,
+        parameters=np.concatenate([sums.reshape(-1, 4), edges.reshape(-1, 2)], axis=1),
         schedule=schedule,
-        scratch=4 * (ring + out_width + 2 * sum_words),
-        constants={
-            "TILES": tiles,
-            "X_TILE": 8 * channels,
-            "SUM_BYTES": 4 * sum_words,
-            "UNIT_WORDS": unit // 2,
-        },
+        requantization=requantization,
+        scratch=4 * ring + (4 + outputs) * (4 * tiles + 4),
+        constants={"UNIT_WORDS": unit // 2, "ADD_SUMS": int(schedule.flushes > 1)},
     )
 
 
@@ -152,7 +135,7 @@ def ternary_outer(graph: IntegerGraph, node: Node) -> Layer | None:
     op = node.op
     if not _is_ternary(op):
         return None
-    source, output = graph.tensor(node.inputs[0]), node.output.quantization
+    source = graph.tensor(node.inputs[0])
     channels = source.shape[0]
     outputs, out_height, out_width = node.output.shape
     _, _, kernel_height, kernel_width = op.weight.values.shape
@@ -160,7 +143,7 @@ def ternary_outer(graph: IntegerGraph, node: Node) -> Layer | None:
     width = min(_LINE_WIDTH, out_height * out_width) if is_line else out_width
     tiles = -(-width // 4)
     steps = kernel_width * channels
-    if outputs % 4 or 8 * steps > _MAX_OFFSET or 4 * outputs > _MAX_OFFSET or 16 * tiles + 8 > _MAX_PAIR_OFFSET:
+    if outputs % 4:
         return None
     unit = _unit(steps)
     codes = (op.weight.values.astype(np.int64).transpose(0, 2, 3, 1) + 1).reshape(outputs, kernel_height, steps)
@@ -170,53 +153,31 @@ def ternary_outer(graph: IntegerGraph, node: Node) -> Layer | None:
     requantization = _requantization(graph, node)
     if requantization is None:
         return None
-    offset = source.quantization.zero_point + 128
-    bias = _bias(op, offset)
-    # Fused, accumulators start from `start` less the window's sum: a field never leaves [0, start + what +1 adds].
+    # Where one accumulator holds a whole sum, it starts from `start` less the window's sum of inputs, and its fields never
+    # leave [0, start + what the codes of +1 add].
     start = largest * kernel_height * steps
     highest = start + largest * int((codes == 2).sum(axis=(1, 2)).max())
-    fused = schedule.flushes == 1 and highest <= FIELD_MAX
-    if fused:
-        # The sum is shifted left as it is added to the bias.
-        left = 1 if requantization.form == TFLITE else requantization.left
-        parameters = np.concatenate([(bias - start)[:, None] << left, requantization.parameters], axis=1)
-    else:
-        parameters = np.concatenate([bias[:, None], _factors(requantization, output)], axis=1)
-    constants: dict[str, int | str] = {
-        "TILES": tiles,
-        "X_TILE": 8 * steps,
-        "UNIT_WORDS": unit // 4,
-        "ADD_SUMS": int(schedule.flushes > 1),
-        "FUSED": int(fused),
-    }
-    if fused:
-        constants |= {
-            "COUT": outputs,
-            "BITS": output.bits,
-            "REQUANT": requantization.form,
-        }
-        if requantization.form == SHARED_SHIFT:
-            constants |= {"SHIFT": requantization.shift, "ZERO_POINT": f"({output.zero_point})"}
-        elif requantization.form == OWN_SHIFT:
-            constants["LEFT"] = requantization.left
+    adds_sums = schedule.flushes > 1 or highest > FIELD_MAX
+    start = 0 if adds_sums else start
+    bias = _bias(op, source.quantization) - start
+    if requantization.form != SHARED_SHIFT:
+        if requantization.left > _MAX_LEFT_SHIFT or np.abs(bias).max() >= _MAX_SHIFTED_BIAS:
+            return None
+        bias = bias << 5 | _shifts(requantization)
     ring = ((kernel_height - 1) * op.dilation[0] + 1) * tiles * (2 * steps + 4)
     return _layer(
         graph,
         node,
-        kernel="ternary_fused" if fused else "ternary_outer",
-        template="ternary_outer.inc",
+        kernel="ternary_outer",
         line_width=width if is_line else 0,
         ring_taps=(kernel_width, op.padding[1]),
         tiles=tiles,
-        sum_words=4 * parameters.shape[1] if fused else 4 * tiles,
-        left_shift=requantization.left,
         words=pack_outer(codes),
-        groups=outputs // 4,
-        parameters=parameters,
+        parameters=np.stack([bias, requantization.parameters[:, 0]], axis=1).reshape(-1, 8),
         schedule=schedule,
-        scratch=4 * ring + (16 * tiles + 4 * outputs if fused else 80 * tiles),
-        constants=constants,
-        adds_sums=schedule.flushes > 1,
+        requantization=requantization,
+        scratch=4 * ring + 16 * tiles + 4 * outputs,
+        constants={"UNIT_WORDS": unit // 4, "ADD_SUMS": int(adds_sums)},
         start=start,
     )
 
@@ -259,13 +220,15 @@ def _unit(steps: int) -> int:
     return next(unit for unit in (16, 8, 4) if steps % unit == 0)
 
 
-def _bias(op: Conv2d, offset: int) -> NDArray[np.int64]:
+def _bias(op: Conv2d, source: Quantization) -> NDArray[np.int64]:
+    """Return each channel's bias with the zero point of inputs as unsigned bytes folded in."""
     rows = op.weight.values.astype(np.int64).reshape(len(op.weight.values), -1)
-    bias: NDArray[np.int64] = op.bias.astype(np.int64) - offset * rows.sum(axis=1)
+    bias: NDArray[np.int64] = op.bias.astype(np.int64) - (source.zero_point + 128) * rows.sum(axis=1)
     return bias
 
 
 def _requantization(graph: IntegerGraph, node: Node) -> Requantization | None:
+    """Return the cheapest exact form that the row kernels have."""
     op, source, output = node.op, graph.tensor(node.inputs[0]).quantization, node.output.quantization
     assert isinstance(op, Conv2d)  # noqa: S101 - narrows the type
     multipliers, shifts = quantize_multipliers(source.scale * op.weight.scales.astype(np.float64) / output.scale)
@@ -279,18 +242,22 @@ def _requantization(graph: IntegerGraph, node: Node) -> Requantization | None:
         )
         # SMMLA and a shift of 0 would not round.
         if found is not None and not (found.form == SHARED_SHIFT and found.shift == 0):
-            return found
+            # Shifting the sum left by one is what doubles it.
+            return replace(found, left=1) if found.form == TFLITE else found
     return None
 
 
-def _factors(requantization: Requantization, output: Quantization) -> NDArray[np.int64]:
-    """Return a multiplier, a start and a shift for each channel, int64 [O, 3]."""
-    if requantization.form != SHARED_SHIFT:
-        return requantization.parameters
-    shift = requantization.shift
-    start = (output.zero_point << shift) + (1 << (shift - 1))
-    multipliers = requantization.parameters[:, 0]
-    return np.stack([multipliers, np.full_like(multipliers, start), np.full_like(multipliers, shift)], axis=1)
+def _shifts(requantization: Requantization) -> NDArray[np.int64]:
+    """Return each channel's shift to the right, or zeros where they share one."""
+    own = requantization.form != SHARED_SHIFT
+    return requantization.parameters[:, 2] if own else np.zeros(len(requantization.parameters), dtype=np.int64)
+
+
+def _rounding(requantization: Requantization, output: Quantization) -> int:
+    """Return the zero point and a half, as added before the shift; for a channel's own shift as added one bit earlier."""
+    if requantization.form == SHARED_SHIFT:
+        return (output.zero_point << requantization.shift) + (1 << (requantization.shift - 1))
+    return 2 * output.zero_point + 1
 
 
 def _layer(
@@ -298,22 +265,19 @@ def _layer(
     node: Node,
     *,
     kernel: str,
-    template: str,
-    line_width: int,
     ring_taps: tuple[int, int],
     tiles: int,
-    sum_words: int,
-    left_shift: int,
     words: NDArray[np.uint32],
-    groups: int,
     parameters: NDArray[np.int64],
     schedule: Schedule,
+    requantization: Requantization,
     scratch: int,
     constants: dict[str, int | str],
-    adds_sums: bool = True,
+    line_width: int = 0,
     start: int = 0,
 ) -> Layer:
-    op, source = node.op, graph.tensor(node.inputs[0])
+    """Complete a plan; `parameters` has a row for each group of channels."""
+    op, source, output = node.op, graph.tensor(node.inputs[0]), node.output.quantization
     assert isinstance(op, Conv2d)  # noqa: S101
     channels, height, width = source.shape
     outputs, out_height, out_width = node.output.shape
@@ -322,19 +286,25 @@ def _layer(
         # Positions are one line, which may be cut into rows of any length.
         width = out_width = line_width
         height = -(-out_positions // line_width)
+    groups, group_parameters = parameters.shape
     fields: list[Field] = [
         *(height, width, channels, in_positions, out_width, out_positions, outputs),
         *(op.weight.values.shape[2], *op.stride, *op.padding[:2], *op.dilation),
         source.quantization.zero_point,
-        *(*ring_taps, tiles, words.size // groups, sum_words),
-        *(int(adds_sums), left_shift, start),
+        *(*ring_taps, tiles, words.size // groups, group_parameters),
+        *(start, _rounding(requantization, output)),
         *("@weights", "@parameters", "@schedule", "@row"),
     ]
+    constants = {**constants, "REQUANT": requantization.form, "BITS": output.bits}
+    if requantization.form == SHARED_SHIFT:
+        constants["SHIFT"] = requantization.shift
+    else:
+        constants["LEFT"] = requantization.left
     return Layer(
         node=node,
         kernel=kernel,
         header="ternary.h",
-        files=tuple(f"cortex_m4/{name}" for name in (f"{kernel}.c", "ternary_ring.c", "ternary.h", "dsp.h", template)),
+        files=tuple(f"cortex_m4/{name}" for name in (f"{kernel}.c", f"{kernel}.inc", *_RING_FILES)),
         struct="kdp_ternary",
         fields=fields,
         arrays={
@@ -346,5 +316,7 @@ def _layer(
         },
         scratch=scratch + _ALIGNMENT_SLACK,
         in_place=stays_behind(graph, node, line_width),
-        assembly=Assembly(f"cortex_m4/{template}", f"{kernel}_row", "void", tuple(sorted(constants.items()))),
+        assembly=Assembly(
+            f"cortex_m4/{kernel}.inc", f"{kernel}_row", "void", tuple(sorted(constants.items()))
+        ),
     )

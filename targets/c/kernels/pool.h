@@ -21,4 +21,7 @@ void KDP(max_pool)(const kdp_pool *layer, const int8_t *input, int8_t *output);
 /* Mean of the stored integers, rounded half away from zero. */
 void KDP(average_pool)(const kdp_pool *layer, const int8_t *input, int8_t *output);
 
+/* The same of the whole input, with a multiple of four channels, for cores with the DSP extension. */
+void KDP(mean_dsp)(const kdp_pool *layer, const int8_t *input, int8_t *output);
+
 #endif

@@ -16,7 +16,7 @@ typedef struct {
     int8_t *output;
     int32_t pair_bytes; /* where the row's pairs of pixels end in a ring row */
     int32_t odd_at;     /* where the pair lies of which the second pixel does not exist, or -1 */
-    const void *rows[KDP_CONV8_MAX_HEIGHT];
+    uint32_t *rows[KDP_CONV8_MAX_HEIGHT];
 } kdp_conv8_row;
 
 /* Rows of inputs lie in a ring, as half-words, in an order that the layer's constants describe. */
@@ -41,9 +41,15 @@ typedef struct {
 } kdp_conv8;
 
 /* `scratch` holds the ring: ((kernel_height - 1) * dilation_y + 1) * pairs * pair_words words, with 4-bit weights
- * `columns` more for each row, and `out_width` + 1; and 3 bytes more, so that it may lie anywhere. */
+ * `pair_words` more for each row, and `out_width` + 1; and 3 bytes more, so that it may lie anywhere. */
 void KDP(conv8_w8)(const kdp_conv8 *layer, const int8_t *input, int8_t *output, int8_t *scratch);
 void KDP(conv8_w4)(const kdp_conv8 *layer, const int8_t *input, int8_t *output, int8_t *scratch);
+
+/* Puts four channels of `count` columns, `step` bytes apart: channels 0 and 2 at `to`, 1 and 3 `pair_bytes` further. The
+ * second adds their sums to `sums`. */
+void KDP(conv8_unpack)(const int8_t *from, uint32_t *to, int32_t step, int32_t pair_bytes, int32_t count, int32_t *sums);
+void KDP(conv8_unpack_sums)(const int8_t *from, uint32_t *to, int32_t step, int32_t pair_bytes, int32_t count,
+                            int32_t *sums);
 
 /* Few input channels: the taps and channels of a kernel row are one run of half-words. `scratch` holds kernel_height
  * * pairs * columns half-words and 3 bytes. */

@@ -1,93 +1,104 @@
-/* The ring of rows around a row kernel. The including file defines KDP_CONV8, and KDP_BOXES where the weights have an
- * offset that the windows' sums of inputs correct. */
+/* The ring of rows around a row kernel. The including file defines KDP_CONV8, and KDP_BOXES: 1 where the weights have an
+ * offset that the windows' sums of inputs correct; and KDP_UNPACK accordingly. */
 
-static void kdp_put_pixel(const kdp_conv8 *layer, const int8_t *from, uint32_t *to, int32_t *sum)
+/* The channels beyond the last four of `count` columns. */
+static KDP_SMALL void kdp_put_rest(const kdp_conv8 *layer, const int8_t *from, int32_t step, uint32_t *to, int32_t count,
+                                   int32_t *sums)
 {
-    const int32_t step = layer->pair_words;
-    const int8_t *const end = from + (layer->in_channels & ~3);
     const int32_t rest = layer->in_channels & 3;
-    int32_t total = 0;
-    for (; from != end; from += 4, to += 2 * step) {
-        const uint32_t word = kdp_load(from);
-        const uint32_t even = kdp_even_bytes(word);
-        const uint32_t odd = kdp_odd_bytes(word);
-        to[0] = even;
-        to[step] = odd;
-#if KDP_BOXES
-        total = kdp_add_halves(odd, kdp_add_halves(even, total));
-#endif
-    }
-    if (rest > 0) {
+    for (int32_t i = 0; i < count; i++, from += step, to++) {
         const int32_t second = rest > 1 ? from[1] : 0;
         const int32_t third = rest > 2 ? from[2] : 0;
         to[0] = ((uint32_t)from[0] & 0xFFFF) | (uint32_t)third << 16;
         if (rest > 1) {
-            to[step] = (uint32_t)second & 0xFFFF;
+            to[layer->pair_words] = (uint32_t)second & 0xFFFF;
         }
-        total += from[0] + second + third;
+        if (KDP_BOXES) {
+            sums[i] += from[0] + second + third;
+        }
     }
-    *sum = total;
+}
+
+static KDP_SMALL void kdp_fill(uint32_t *to, uint32_t value, int32_t count)
+{
+    while (count-- > 0) {
+        *to++ = value;
+    }
+}
+
+static inline int32_t kdp_between(int32_t value, int32_t low, int32_t high)
+{
+    return value < low ? low : (value > high ? high : value);
 }
 
 /* A row of the ring: a word holds channels (4j, 4j + 2) or (4j + 1, 4j + 3) of one column. Columns outside the input
- * hold its zero point. */
-static void kdp_put_row(const kdp_conv8 *layer, const int8_t *input, int32_t y, uint32_t *row)
+ * hold its zero point. With KDP_BOXES the columns' sums follow. */
+static KDP_SMALL void kdp_put_row(const kdp_conv8 *layer, const int8_t *input, int32_t y, uint32_t *row)
 {
     const uint32_t padding = ((uint32_t)layer->in_zero_point & 0xFFFF) * 0x10001u;
     const int32_t left = layer->in_positions - y * layer->in_width;
     const int32_t width = y < 0 || y >= layer->in_height ? 0 : (left < layer->in_width ? left : layer->in_width);
-    const int8_t *from = input + (y * layer->in_width - layer->pad_left) * layer->in_channels;
-    const int32_t step = layer->column_step * layer->in_channels;
-    int32_t x = -layer->pad_left;
-    int32_t phase = 0;
-    uint32_t *to = row;
+    const int32_t pairs = layer->pairs;
+    const int32_t stride = layer->phases * layer->column_step; /* input pixels from a word to the next */
+    const int32_t step = stride * layer->in_channels;
+    for (int32_t phase = 0; phase < layer->phases; phase++, row += layer->phase_words) {
+        const int32_t x = phase * layer->column_step - layer->pad_left;
+        const int32_t first = x < 0 ? kdp_between((stride - 1 - x) / stride, 0, layer->phase_words) : 0;
+        const int32_t last = kdp_between((width - x + stride - 1) / stride, first, layer->phase_words);
+        const int8_t *from = input + (y * layer->in_width + x + first * stride) * layer->in_channels;
+        const int8_t *const end = from + (layer->in_channels & ~3);
+        uint32_t *to = row;
+        int32_t *sums = 0;
 #if KDP_BOXES
-    int32_t *boxes = (int32_t *)(row + layer->pairs * layer->pair_words);
+        sums = (int32_t *)(row + pairs * layer->pair_words);
+        kdp_fill((uint32_t *)sums, (uint32_t)(2 * pairs * layer->in_zero_point), layer->phase_words);
+        kdp_fill((uint32_t *)sums + first, 0, last - first);
+        sums += first;
 #endif
-    for (int32_t c = 0; c < layer->columns; c++, x += layer->column_step, from += step) {
-        int32_t sum;
-        if (x >= 0 && x < width) {
-            kdp_put_pixel(layer, from, to, &sum);
-        } else {
-            uint32_t *pair = to;
-            for (int32_t p = 0; p < layer->pairs; p++, pair += layer->pair_words) {
-                *pair = padding;
-            }
-            sum = 2 * layer->pairs * layer->in_zero_point;
+        for (int32_t p = 0; p < pairs; p++, to += layer->pair_words) {
+            kdp_fill(to, padding, first);
+            kdp_fill(to + last, padding, layer->phase_words - last);
         }
-#if KDP_BOXES
-        *boxes++ = sum;
-#endif
-        if (++phase == layer->phases) {
-            phase = 0;
-            to += 1 - (layer->phases - 1) * layer->phase_words;
-        } else {
-            to += layer->phase_words;
+        if (first == last) {
+            continue;
+        }
+        for (to = row + first; from != end; from += 4, to += 2 * layer->pair_words) {
+            KDP_UNPACK(from, to, step, 4 * layer->pair_words, last - first, sums);
+        }
+        if ((layer->in_channels & 3) > 0) {
+            kdp_put_rest(layer, from, step, to, last - first, sums);
         }
     }
 }
 
 #if KDP_BOXES
-static void kdp_put_boxes(const kdp_conv8 *layer, const kdp_conv8_row *arguments, int32_t *boxes)
+/* Sums of the windows. Those of the columns are taken in the topmost row, which no further window needs. */
+static KDP_SMALL void kdp_put_boxes(const kdp_conv8 *layer, uint32_t *const *rows, int32_t width, int32_t *boxes)
 {
     const int32_t sums_at = layer->pairs * layer->pair_words;
-    for (int32_t x = 0; x < arguments->pair_bytes / 4; x++) {
-        int32_t sum = 0;
-        for (int32_t v = 0; v < layer->kernel_height; v++) {
-            const int32_t *const sums = (const int32_t *)arguments->rows[v] + sums_at + x * layer->phases;
-            for (int32_t u = 0; u < layer->kernel_width; u++) {
-                sum += sums[u * layer->dilation_x];
-            }
+    const int32_t columns = layer->pair_words;
+    const int32_t kernel_width = layer->kernel_width;
+    int32_t *const sums = (int32_t *)rows[0] + sums_at;
+    for (int32_t v = 1; v < layer->kernel_height; v++) {
+        const int32_t *const more = (const int32_t *)rows[v] + sums_at;
+        for (int32_t c = 0; c < columns; c++) {
+            sums[c] += more[c];
         }
-        boxes[x] = 8 * sum;
+    }
+    for (int32_t u = 0; u < kernel_width; u++) {
+        const int32_t tap = u * layer->dilation_x;
+        const int32_t *const of = sums + tap % layer->phases * layer->phase_words + tap / layer->phases;
+        for (int32_t x = 0; x < width; x++) {
+            boxes[x] = 8 * of[x] + (u > 0 ? boxes[x] : 0);
+        }
     }
 }
 #endif
 
-void KDP_CONV8(const kdp_conv8 *layer, const int8_t *input, int8_t *output, int8_t *scratch)
+KDP_SMALL void KDP_CONV8(const kdp_conv8 *layer, const int8_t *input, int8_t *output, int8_t *scratch)
 {
     uint32_t *const ring = kdp_align(scratch);
-    const int32_t row_words = layer->pairs * layer->pair_words + (KDP_BOXES ? layer->columns : 0);
+    const int32_t row_words = layer->pairs * layer->pair_words + (KDP_BOXES ? layer->pair_words : 0);
     const int32_t ring_rows = (layer->kernel_height - 1) * layer->dilation_y + 1;
 #if KDP_BOXES
     int32_t *const boxes = (int32_t *)(ring + ring_rows * row_words);
@@ -114,7 +125,7 @@ void KDP_CONV8(const kdp_conv8 *layer, const int8_t *input, int8_t *output, int8
         arguments.odd_at = width % 2 ? arguments.pair_bytes - 8 : -1;
         arguments.output = output + done * layer->out_channels;
 #if KDP_BOXES
-        kdp_put_boxes(layer, &arguments, boxes);
+        kdp_put_boxes(layer, arguments.rows, arguments.pair_bytes / 4, boxes);
         arguments.boxes = boxes;
 #endif
         layer->row(&arguments);

@@ -3,7 +3,7 @@
 
 /* A row as half-words; `columns` of them. A second copy, one half-word further, keeps the words of both pixels of a pair
  * aligned where they are an odd number of half-words apart. */
-static void put_row(const kdp_conv8 *layer, const int8_t *input, int32_t y, int16_t *row)
+static KDP_SMALL void put_row(const kdp_conv8 *layer, const int8_t *input, int32_t y, int16_t *row)
 {
     const int16_t padding = (int16_t)layer->in_zero_point;
     const int32_t channels = layer->in_channels;
@@ -30,10 +30,10 @@ static void put_row(const kdp_conv8 *layer, const int8_t *input, int32_t y, int1
     }
 }
 
-void KDP(conv8_flat)(const kdp_conv8 *layer, const int8_t *input, int8_t *output, int8_t *scratch)
+KDP_SMALL void KDP(conv8_flat)(const kdp_conv8 *layer, const int8_t *input, int8_t *output, int8_t *scratch)
 {
-    int16_t *const ring = kdp_align(scratch);
-    const int32_t row_halves = layer->pairs * layer->columns;
+    uint32_t *const ring = kdp_align(scratch);
+    const int32_t row_words = layer->pairs * layer->columns / 2;
     const int32_t pair_bytes = 4 * layer->stride_x * layer->in_channels;
     int32_t next = 0;
     int32_t top = 0;
@@ -48,10 +48,11 @@ void KDP(conv8_flat)(const kdp_conv8 *layer, const int8_t *input, int8_t *output
             next = top;
         }
         for (; next < top + layer->kernel_height; next++) {
-            put_row(layer, input, next - layer->pad_top, ring + next % layer->kernel_height * row_halves);
+            put_row(layer, input, next - layer->pad_top,
+                    (int16_t *)(void *)(ring + next % layer->kernel_height * row_words));
         }
         for (int32_t v = 0; v < layer->kernel_height; v++) {
-            arguments.rows[v] = ring + (top + v) % layer->kernel_height * row_halves;
+            arguments.rows[v] = ring + (top + v) % layer->kernel_height * row_words;
         }
         arguments.output = output + done * layer->out_channels;
         layer->row(&arguments);

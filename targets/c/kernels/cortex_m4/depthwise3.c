@@ -18,7 +18,25 @@ static inline uint32_t high_halves(uint32_t first, uint32_t second)
     return both;
 }
 
-static uint32_t *put_padding(uint32_t *to, int32_t plane, int32_t count, uint32_t padding)
+/* Four channels of `count` columns of two rows as pairs, one plane for each channel. */
+static __attribute__((noinline)) uint32_t *put_pairs(const int8_t *first, const int8_t *second, int32_t first_step, int32_t second_step,
+                           uint32_t *to, int32_t plane, int32_t count)
+{
+    uint32_t *const end = to + count;
+    for (; to != end; to++, first += first_step, second += second_step) {
+        const uint32_t upper = kdp_load(first);
+        const uint32_t lower = kdp_load(second);
+        const uint32_t low = low_halves(upper, lower);
+        const uint32_t high = high_halves(upper, lower);
+        to[0] = kdp_even_bytes(low);
+        to[plane] = kdp_odd_bytes(low);
+        to[2 * plane] = kdp_even_bytes(high);
+        to[3 * plane] = kdp_odd_bytes(high);
+    }
+    return to;
+}
+
+static KDP_SMALL uint32_t *put_padding(uint32_t *to, int32_t plane, int32_t count, uint32_t padding)
 {
     for (; count > 0; count--, to++) {
         to[0] = padding;
@@ -30,7 +48,7 @@ static uint32_t *put_padding(uint32_t *to, int32_t plane, int32_t count, uint32_
 }
 
 /* Four channels of the input rows from `top` on, as planes of pairs of rows. */
-static void put_planes(const kdp_depthwise3 *layer, const int8_t *input, int32_t top, uint32_t *planes)
+static KDP_SMALL void put_planes(const kdp_depthwise3 *layer, const int8_t *input, int32_t top, uint32_t *planes)
 {
     const int32_t plane = layer->pair_rows * layer->columns;
     const uint32_t padding = ((uint32_t)layer->in_zero_point & 0xFFFF) * 0x10001u;
@@ -48,23 +66,12 @@ static void put_planes(const kdp_depthwise3 *layer, const int8_t *input, int32_t
         const int32_t first_step = has_first ? layer->channels : 0;
         const int32_t second_step = has_second ? layer->channels : 0;
         to = put_padding(to, plane, layer->pad_left, padding);
-        for (int32_t x = 0; x < width; x++, to++, first += first_step, second += second_step) {
-            const uint32_t upper = kdp_load(first);
-            const uint32_t lower = kdp_load(second);
-            const uint32_t upper_even = kdp_even_bytes(upper);
-            const uint32_t upper_odd = kdp_odd_bytes(upper);
-            const uint32_t lower_even = kdp_even_bytes(lower);
-            const uint32_t lower_odd = kdp_odd_bytes(lower);
-            to[0] = low_halves(upper_even, lower_even);
-            to[plane] = low_halves(upper_odd, lower_odd);
-            to[2 * plane] = high_halves(upper_even, lower_even);
-            to[3 * plane] = high_halves(upper_odd, lower_odd);
-        }
+        to = put_pairs(first, second, first_step, second_step, to, plane, width);
         to = put_padding(to, plane, room - width, padding);
     }
 }
 
-void KDP(depthwise3)(const kdp_depthwise3 *layer, const int8_t *input, int8_t *output, int8_t *scratch)
+KDP_SMALL void KDP(depthwise3)(const kdp_depthwise3 *layer, const int8_t *input, int8_t *output, int8_t *scratch)
 {
     uint32_t *const planes = kdp_align(scratch);
     const int32_t row_bytes = layer->out_width * layer->channels;

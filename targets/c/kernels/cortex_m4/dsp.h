@@ -8,6 +8,15 @@
 #error "These kernels need a core with the DSP extension; on others, build the sources in portable/"
 #endif
 
+/* What runs around the rows in assembly is to be small rather than fast. */
+#if defined(__clang__)
+#define KDP_SMALL __attribute__((minsize))
+#elif defined(__GNUC__)
+#define KDP_SMALL __attribute__((optimize("Os")))
+#else
+#define KDP_SMALL
+#endif
+
 /* The first address from `scratch` on that words can lie at. */
 static inline void *kdp_align(int8_t *scratch)
 {
