@@ -15,6 +15,7 @@ from kdpipe.targets.c.layer import Assembly, Layer
 from kdpipe.targets.c.packing import STORED_BITS, ConstantArray, convolution_rows
 from kdpipe.targets.c.packing_m4 import (
     CHANNEL_FACTORS,
+    REQUANTIZED_ORDER,
     accumulator_ranges,
     channel_pairs,
     neighbour_pairs,
@@ -29,7 +30,7 @@ from kdpipe.targets.graph import Conv2d, IntegerGraph, Node, Operator
 _MAX_KERNEL_HEIGHT = 16
 _MAX_FLAT_CHANNELS = 3
 _MAX_FLAT_WORDS = 64
-_LINE_WIDTH = 8
+_LINE_WIDTH = 16
 # What the instructions' immediate operands can hold.
 _MAX_LDRD_OFFSET, _MAX_LDR_OFFSET, _MAX_STREAM = 1020, 4095, 0xFFFF
 _ALIGNMENT_SLACK = 3
@@ -64,7 +65,7 @@ def conv8(graph: IntegerGraph, node: Node) -> Layer | None:
     pair_words = phases * phase_words
     pairs = channel_pairs(channels)
     taps = [4 * (u * dilation % phases * phase_words + u * dilation // phases) for u in range(kernel_width)]
-    unroll = _unrolled_pairs(len(pairs), 4 * pair_words, max(taps), 8 if kernel_height * kernel_width == 1 else 4)
+    unroll = _unrolled_pairs(len(pairs), 4 * pair_words, max(taps), 16 if kernel_height * kernel_width == 1 else 4)
     packed = pack_quads(op.weight.values, pairs, stored)
     stream = 4 * packed.size // (outputs // 4)
     if unroll is None or 4 * pair_words * len(pairs) > _MAX_STREAM or stream > _MAX_STREAM:
@@ -84,7 +85,7 @@ def conv8(graph: IntegerGraph, node: Node) -> Layer | None:
             *(columns, column_step, phases, phase_words, pair_words, len(pairs)),
         ],
         packed=packed,
-        scratch=4 * ring_words + (8 * pixel_pairs if stored == 4 else 0) + _ALIGNMENT_SLACK,
+        scratch=4 * ring_words + (16 * pixel_pairs if stored == 4 else 0) + _ALIGNMENT_SLACK,
         in_place=stays_behind(graph, node, out_width if is_line else 0),
         constants={
             "FLAT": 0,
@@ -222,9 +223,8 @@ def _layer(
         return None
     rows = convolution_rows(op.weight.values).astype(np.int64)
     starts = quad_starts(op.bias.astype(np.int64) - source.zero_point * rows.sum(axis=1), stored)
-    parameters = np.concatenate(
-        [starts.reshape(-1, 4), requantization.parameters.reshape(len(starts) // 4, -1)], axis=1
-    ).reshape(-1)
+    factors = requantization.parameters.reshape(len(starts) // 4, 4, -1)[:, REQUANTIZED_ORDER[stored]]
+    parameters = np.concatenate([starts.reshape(-1, 4), factors.reshape(len(factors), -1)], axis=1).reshape(-1)
     constants = {
         **constants,
         "WEIGHT_BITS": stored,

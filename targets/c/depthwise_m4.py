@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kdpipe.targets.c.layer import Assembly, Layer
-from kdpipe.targets.c.packing import ConstantArray
+from kdpipe.targets.c.packing import STORED_BITS, ConstantArray
 from kdpipe.targets.c.packing_m4 import accumulator_ranges
-from kdpipe.targets.c.requantization_m4 import SHARED_SHIFT, plan_requantization
+from kdpipe.targets.c.requantization_m4 import plan_requantization, shift_with_bias
 from kdpipe.targets.fixed_point import quantize_multipliers
 from kdpipe.targets.graph import Conv2d, IntegerGraph, Node
 
@@ -15,12 +16,13 @@ _STRIP_BYTES = 2048
 """How much scratch a strip may take, where it has more than two rows."""
 
 _UNROLLED_WIDTH = 8
+_FILES = ("depthwise3.c", "depthwise3_unpack.S", "depthwise3.h", "dsp.h", "depthwise3.inc")
 # What the instructions' immediate operands can hold.
 _MAX_STEP, _MAX_OFFSET = 255, 4095
 
 
 def depthwise3(graph: IntegerGraph, node: Node) -> Layer | None:
-    """Plan a 3x3 depthwise convolution, or return None. Weights of any width are stored in 8 bits."""
+    """Plan a 3x3 depthwise convolution, or return None."""
     op, source = node.op, graph.tensor(node.inputs[0])
     assert isinstance(op, Conv2d)  # noqa: S101 - narrows the type
     channels, in_height, in_width = source.shape
@@ -53,10 +55,12 @@ def depthwise3(graph: IntegerGraph, node: Node) -> Layer | None:
     if requantization is None:
         return None
     weights = op.weight.values.astype(np.int64)[:, 0]
-    columns_of_bytes = np.stack([weights[:, 0], weights[:, 1], weights[:, 1], weights[:, 2]], axis=-1) & 0xFF
-    words = (columns_of_bytes << (8 * np.arange(4))).sum(axis=-1)
-    bias = op.bias.astype(np.int64) - source.quantization.zero_point * weights.reshape(channels, -1).sum(axis=1)
-    packed = np.concatenate([words, bias[:, None], requantization.parameters], axis=1)
+    sums = op.bias.astype(np.int64) - source.quantization.zero_point * weights.reshape(channels, -1).sum(axis=1)
+    bias = shift_with_bias(requantization, sums)
+    if bias is None:
+        return None
+    stored = STORED_BITS[op.weight.bits]
+    packed = np.concatenate([_pack_taps(weights, stored), bias[:, None], requantization.parameters[:, :1]], axis=1)
     strip = _strip(out_height, stride, columns)
     pair_rows = (strip * stride + 3) // 2
     constants: dict[str, int | str] = {
@@ -67,15 +71,16 @@ def depthwise3(graph: IntegerGraph, node: Node) -> Layer | None:
         "UNROLLED": int(out_width <= _UNROLLED_WIDTH),
         "REQUANT": requantization.form,
         "LEFT": requantization.left,
+        "SHIFT": requantization.shift,
         "BITS": output.bits,
+        "ZERO_POINT": f"({output.zero_point})",
+        "WEIGHT_BITS": stored,
     }
-    if requantization.form == SHARED_SHIFT:
-        constants |= {"SHIFT": requantization.shift, "ZERO_POINT": f"({output.zero_point})"}
     return Layer(
         node=node,
         kernel="depthwise3",
         header="depthwise3.h",
-        files=tuple(f"cortex_m4/{name}" for name in ("depthwise3.c", "depthwise3.h", "dsp.h", "depthwise3.inc")),
+        files=tuple(f"cortex_m4/{name}" for name in _FILES),
         struct="kdp_depthwise3",
         fields=[
             *(in_height, in_width, out_height, out_width, channels, stride, *op.padding[:2]),
@@ -91,8 +96,25 @@ def depthwise3(graph: IntegerGraph, node: Node) -> Layer | None:
         ),
         # Each channel has been read before it is written, if all of its rows are.
         in_place=strip >= out_height and node.output.shape == source.shape,
-        stored_bits=8,
     )
+
+
+def _pack_taps(weights: NDArray[np.int64], stored_bits: int) -> NDArray[np.int64]:
+    """Lay out int64 [C, 3, 3] for the row kernel: words [C, 3] at 8 bits, [C, 2] at 4 bits, [C, 1] at 2 bits."""
+    columns = weights.transpose(0, 2, 1)
+    if stored_bits == 8:
+        return _fields(columns[:, :, [0, 1, 1, 2]], 8)
+    columns = columns.reshape(len(weights), 9)
+    if stored_bits == 4:
+        return np.stack([_fields(columns[:, :6], 4), _fields(columns[:, 6:], 4)], axis=1)
+    return _fields(columns, 2)[:, None]
+
+
+def _fields(values: NDArray[np.int64], bits: int) -> NDArray[np.int64]:
+    """Join signed values of the last axis in words, the first one lowest."""
+    fields = (values & (2**bits - 1)) << (bits * np.arange(values.shape[-1]))
+    words: NDArray[np.int64] = fields.sum(axis=-1)
+    return words
 
 
 def _strip(out_height: int, stride: int, columns: int) -> int:

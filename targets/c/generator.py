@@ -100,11 +100,7 @@ def _describe(graph: IntegerGraph, texts: Iterable[str], core: str, layout: str)
     """Describe the export; what the build and its test need, but a device does not, is not counted as deployed."""
     deployed = [name for name in texts if is_program(name, layout)]
     artifact = describe(graph, target="c", files=deployed, input_type="int8", layout="NHWC", stored_bits=STORED_BITS)
-    stored = dict(artifact.stored_bits)
-    for name, layer in _plan(graph, core).layers.items():
-        if layer.stored_bits is not None:
-            stored[name] = layer.stored_bits
-    return replace(artifact, stored_bits=stored, weight_bytes=constant_bytes(graph, core), core=core)
+    return replace(artifact, weight_bytes=constant_bytes(graph, core), core=core)
 
 
 def render(graph: IntegerGraph, core: str = GENERIC, layout: str = SOURCES, bench: str = NO_BENCH) -> dict[str, str]:
@@ -354,8 +350,6 @@ def _readme_row(program: _Program, name: str) -> dict[str, str]:
     weights = ""
     if isinstance(op, Conv2d | Linear):
         weights = f"{op.weight.values.size} of {op.weight.bits} bits"
-        if layer.stored_bits not in (None, op.weight.bits):
-            weights += f", stored in {layer.stored_bits}"
     return {"name": name, "kernel": layer.kernel, "weights": weights}
 
 

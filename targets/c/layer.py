@@ -45,7 +45,6 @@ class Layer:
         assembly: the function in assembly that it calls, if any.
         inputs_as_array: whether the inputs are handed over as one array of pointers.
         in_place: whether the output may begin where the input begins, because what is overwritten has been read.
-        stored_bits: the width at which weights lie in flash, where the kernel does not keep to `STORED_BITS`.
     """
 
     node: Node
@@ -59,4 +58,3 @@ class Layer:
     assembly: Assembly | None = None
     inputs_as_array: bool = False
     in_place: bool = False
-    stored_bits: int | None = None

@@ -14,6 +14,9 @@ NO_CHANNEL = -1
 CHANNEL_FACTORS = {8: (1, 256, 1, 256), 4: (1, 16, 256, 4096)}
 """By stored width, what each of four neighbouring output channels' weights are multiplied by in a half-word."""
 
+REQUANTIZED_ORDER = {8: [0, 2, 1, 3], 4: [0, 1, 2, 3]}
+"""Likewise, in which order the four channels' sums are requantized: those with equal factors share their constant."""
+
 _CHANNEL_BITS = {8: (31, 23, 31, 23), 4: (31, 27, 23, 19)}
 
 

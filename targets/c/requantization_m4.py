@@ -26,7 +26,9 @@ SHARED_SHIFT, OWN_SHIFT, TFLITE = 0, 1, 2
 """Forms of requantization, as the kernels' macro REQUANT names them."""
 
 MAX_SHARED_SHIFT = 10
-_OWN_LEFT_SHIFT = 2
+_OWN_LEFT_SHIFTS = (4, 2)
+"""Tried in this order: layers with equal shifts can share their code, and a smaller one has room for larger sums."""
+
 _TRIED_SHIFTS = 4
 
 
@@ -37,7 +39,7 @@ class Requantization:
     Args:
         form: `SHARED_SHIFT`, `OWN_SHIFT` or `TFLITE`.
         shift: with `SHARED_SHIFT`, the layer's.
-        left: with `OWN_SHIFT`, how far a sum that comes without a factor is first shifted left.
+        left: with the other forms, how far a sum that comes without a factor is first shifted left.
         parameters: int64 [O, 1] multipliers, or [O, 3] multipliers, starts and shifts.
     """
 
@@ -78,8 +80,21 @@ def plan_requantization(
         return _tflite(multipliers, shifts, output, bound) if TFLITE in forms else None
     planned = _shared_shift(multipliers, shifts, output, factors) if SHARED_SHIFT in forms else None
     if planned is None and OWN_SHIFT in forms:
-        planned = _own_shifts(multipliers, shifts, output, factors, bound)
+        tried = (_own_shifts(multipliers, shifts, output, factors, bound, left) for left in _OWN_LEFT_SHIFTS)
+        planned = next((plan for plan in tried if plan is not None), None)
     return planned
+
+
+def shift_with_bias(requantization: Requantization, bias: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    """Return each channel's bias with its shift less one in the lowest byte, or None where they don't fit a word.
+
+    Where channels share a shift, it is the bias alone. Kernels get at `bias << left` by shifting the word to the right.
+    """
+    if requantization.form == SHARED_SHIFT:
+        return bias
+    shifts = requantization.parameters[:, 2] - 1
+    fit = np.abs(bias).max() < 2**23 and shifts.max() < 2 ** (8 - requantization.left)
+    return bias << 8 | shifts if fit else None
 
 
 def single_thresholds(multiplier: int, shift: int, output: Quantization) -> list[int]:
@@ -148,10 +163,10 @@ def _shared_shift(
 
 
 def _own_shifts(
-    multipliers: Sequence[int], shifts: Sequence[int], output: Quantization, factors: Sequence[int], bound: int
+    multipliers: Sequence[int], shifts: Sequence[int], output: Quantization, factors: Sequence[int], bound: int, left: int
 ) -> Requantization | None:
     rows = []
-    left = max(_OWN_LEFT_SHIFT, 2 + max(shifts))
+    left = max(left, 2 + max(shifts))
     for multiplier, shift, factor in zip(multipliers, shifts, factors, strict=True):
         right = 31 - shift + (factor.bit_length() - 1 if factor > 1 else left) - 32
         start = (output.zero_point << right) + (1 << (right - 1)) if right > 0 else 0
@@ -171,4 +186,4 @@ def _tflite(
         if not 1 <= right <= 22 or bound >= 2**30:
             return None
         rows.append((multiplier, (output.zero_point << right) + (1 << (right - 1)), right))
-    return Requantization(TFLITE, 0, 0, np.array(rows, dtype=np.int64))
+    return Requantization(TFLITE, 0, 1, np.array(rows, dtype=np.int64))

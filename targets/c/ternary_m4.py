@@ -8,7 +8,7 @@ fields of 15 bits: a schedule, made for the actual weights, takes them out befor
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeGuard
 
 import numpy as np
@@ -24,6 +24,7 @@ from kdpipe.targets.c.requantization_m4 import (
     TFLITE,
     Requantization,
     plan_requantization,
+    shift_with_bias,
 )
 from kdpipe.targets.fixed_point import quantize_multipliers
 from kdpipe.targets.graph import Conv2d, IntegerGraph, Node, Operator, Quantization
@@ -34,8 +35,9 @@ FIELD_MAX, TOP_FIELD_MAX = 2**15 - 1, 2**19 - 1
 _FLUSH, _TILE_END, _ROW_END = 1, 2, 4
 _MAX_KERNEL_HEIGHT = 16
 _LINE_WIDTH = 16
-# What the fields of packed parameters can hold.
-_MAX_EDGE, _MAX_SHIFTED_BIAS, _MAX_LEFT_SHIFT = 2**13 - 1, 2**26, 4
+_MAX_EDGE = 2**13 - 1
+"""What the fields for sums of codes can hold."""
+
 _ALIGNMENT_SLACK = 3
 _RING_FILES = ("ternary_ring.c", "ternary_unpack.S", "ternary.h", "dsp.h")
 
@@ -159,11 +161,9 @@ def ternary_outer(graph: IntegerGraph, node: Node) -> Layer | None:
     highest = start + largest * int((codes == 2).sum(axis=(1, 2)).max())
     adds_sums = schedule.flushes > 1 or highest > FIELD_MAX
     start = 0 if adds_sums else start
-    bias = _bias(op, source.quantization) - start
-    if requantization.form != SHARED_SHIFT:
-        if requantization.left > _MAX_LEFT_SHIFT or np.abs(bias).max() >= _MAX_SHIFTED_BIAS:
-            return None
-        bias = bias << 5 | _shifts(requantization)
+    bias = shift_with_bias(requantization, _bias(op, source.quantization) - start)
+    if bias is None:
+        return None
     ring = ((kernel_height - 1) * op.dilation[0] + 1) * tiles * (2 * steps + 4)
     return _layer(
         graph,
@@ -242,15 +242,14 @@ def _requantization(graph: IntegerGraph, node: Node) -> Requantization | None:
         )
         # SMMLA and a shift of 0 would not round.
         if found is not None and not (found.form == SHARED_SHIFT and found.shift == 0):
-            # Shifting the sum left by one is what doubles it.
-            return replace(found, left=1) if found.form == TFLITE else found
+            return found
     return None
 
 
 def _shifts(requantization: Requantization) -> NDArray[np.int64]:
-    """Return each channel's shift to the right, or zeros where they share one."""
+    """Return each channel's shift to the right less one, or zeros where they share one."""
     own = requantization.form != SHARED_SHIFT
-    return requantization.parameters[:, 2] if own else np.zeros(len(requantization.parameters), dtype=np.int64)
+    return requantization.parameters[:, 2] - 1 if own else np.zeros(len(requantization.parameters), dtype=np.int64)
 
 
 def _rounding(requantization: Requantization, output: Quantization) -> int:

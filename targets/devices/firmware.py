@@ -78,7 +78,7 @@ def build_firmware(artifact: CArtifact, cpu: str, directory: Path, *, traced: bo
     compiler += [f"-D{name}={value}" for name, value in definitions.items()]
     compiler += ["-I", str(artifact.include.resolve()), "-I", str(_FIRMWARE / "include")]
     # string.c alone must not have its loops recognized as the functions they define.
-    compile_c([*compiler, "-fno-builtin", "-c", str(_FIRMWARE / "string.c"), "-o", "string.o"], directory)
+    compile_c([*compiler, "-fno-builtin", "-Os", "-c", str(_FIRMWARE / "string.c"), "-o", "string.o"], directory)
     sources = [str(path.resolve()) for path in artifact.sources]
     linker = ["-Wl,--gc-sections", "-T", str(_FIRMWARE / "memory.ld"), "-o", "firmware.elf"]
     compile_c([*compiler, *sources, str(_FIRMWARE / "main.c"), "string.o", *linker], directory)

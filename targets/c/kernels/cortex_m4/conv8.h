@@ -10,7 +10,7 @@
 
 /* What computes one output row. `conv8.inc` reads it member by member. */
 typedef struct {
-    const int32_t *boxes; /* 4-bit weights: 8 times each window's sum of inputs */
+    const int32_t *boxes; /* 4-bit weights: of both windows of a pair the sum of inputs times 8, then times 8 * 257 */
     const uint32_t *weights;
     const int32_t *parameters; /* for four output channels at a time: starts of the sums, then their factors */
     int8_t *output;
@@ -41,15 +41,16 @@ typedef struct {
 } kdp_conv8;
 
 /* `scratch` holds the ring: ((kernel_height - 1) * dilation_y + 1) * pairs * pair_words words, with 4-bit weights
- * `pair_words` more for each row, and `out_width` + 1; and 3 bytes more, so that it may lie anywhere. */
+ * `pair_words` more for each row, and 2 * (`out_width` + 1); and 3 bytes more, so that it may lie anywhere. */
 void KDP(conv8_w8)(const kdp_conv8 *layer, const int8_t *input, int8_t *output, int8_t *scratch);
 void KDP(conv8_w4)(const kdp_conv8 *layer, const int8_t *input, int8_t *output, int8_t *scratch);
 
-/* Puts four channels of `count` columns, `step` bytes apart: channels 0 and 2 at `to`, 1 and 3 `pair_bytes` further. The
- * second adds their sums to `sums`. */
-void KDP(conv8_unpack)(const int8_t *from, uint32_t *to, int32_t step, int32_t pair_bytes, int32_t count, int32_t *sums);
+/* Puts `quads` times four channels of `count` columns, `step` bytes apart: of each four, channels 0 and 2 at `to`, 1 and 3
+ * `pair_bytes` further, and the next four after these. The second adds the columns' sums to `sums`. */
+void KDP(conv8_unpack)(const int8_t *from, uint32_t *to, int32_t step, int32_t pair_bytes, int32_t count, int32_t quads,
+                       int32_t *sums);
 void KDP(conv8_unpack_sums)(const int8_t *from, uint32_t *to, int32_t step, int32_t pair_bytes, int32_t count,
-                            int32_t *sums);
+                            int32_t quads, int32_t *sums);
 
 /* Few input channels: the taps and channels of a kernel row are one run of half-words. `scratch` holds kernel_height
  * * pairs * columns half-words and 3 bytes. */

@@ -39,14 +39,14 @@ static KDP_SMALL void kdp_put_row(const kdp_conv8 *layer, const int8_t *input, i
     const int32_t left = layer->in_positions - y * layer->in_width;
     const int32_t width = y < 0 || y >= layer->in_height ? 0 : (left < layer->in_width ? left : layer->in_width);
     const int32_t pairs = layer->pairs;
+    const int32_t quads = layer->in_channels / 4;
     const int32_t stride = layer->phases * layer->column_step; /* input pixels from a word to the next */
     const int32_t step = stride * layer->in_channels;
     for (int32_t phase = 0; phase < layer->phases; phase++, row += layer->phase_words) {
         const int32_t x = phase * layer->column_step - layer->pad_left;
         const int32_t first = x < 0 ? kdp_between((stride - 1 - x) / stride, 0, layer->phase_words) : 0;
         const int32_t last = kdp_between((width - x + stride - 1) / stride, first, layer->phase_words);
-        const int8_t *from = input + (y * layer->in_width + x + first * stride) * layer->in_channels;
-        const int8_t *const end = from + (layer->in_channels & ~3);
+        const int8_t *const from = input + (y * layer->in_width + x + first * stride) * layer->in_channels;
         uint32_t *to = row;
         int32_t *sums = 0;
 #if KDP_BOXES
@@ -55,18 +55,18 @@ static KDP_SMALL void kdp_put_row(const kdp_conv8 *layer, const int8_t *input, i
         kdp_fill((uint32_t *)sums + first, 0, last - first);
         sums += first;
 #endif
-        for (int32_t p = 0; p < pairs; p++, to += layer->pair_words) {
+        for (int32_t p = last - first < layer->phase_words ? 0 : pairs; p < pairs; p++, to += layer->pair_words) {
             kdp_fill(to, padding, first);
             kdp_fill(to + last, padding, layer->phase_words - last);
         }
         if (first == last) {
             continue;
         }
-        for (to = row + first; from != end; from += 4, to += 2 * layer->pair_words) {
-            KDP_UNPACK(from, to, step, 4 * layer->pair_words, last - first, sums);
+        if (quads > 0) {
+            KDP_UNPACK(from, row + first, step, 4 * layer->pair_words, last - first, quads, sums);
         }
         if ((layer->in_channels & 3) > 0) {
-            kdp_put_rest(layer, from, step, to, last - first, sums);
+            kdp_put_rest(layer, from + 4 * quads, step, row + first + 2 * quads * layer->pair_words, last - first, sums);
         }
     }
 }
@@ -85,12 +85,18 @@ static KDP_SMALL void kdp_put_boxes(const kdp_conv8 *layer, uint32_t *const *row
             sums[c] += more[c];
         }
     }
+    kdp_fill((uint32_t *)boxes, 0, 2 * width);
     for (int32_t u = 0; u < kernel_width; u++) {
         const int32_t tap = u * layer->dilation_x;
         const int32_t *const of = sums + tap % layer->phases * layer->phase_words + tap / layer->phases;
-        for (int32_t x = 0; x < width; x++) {
-            boxes[x] = 8 * of[x] + (u > 0 ? boxes[x] : 0);
+        for (int32_t x = 0; x < width; x += 2) {
+            boxes[2 * x] += 8 * of[x];
+            boxes[2 * x + 1] += 8 * of[x + 1];
         }
+    }
+    for (int32_t x = 0; x < width; x += 2, boxes += 4) {
+        boxes[2] = 257 * boxes[0];
+        boxes[3] = 257 * boxes[1];
     }
 }
 #endif

@@ -1,23 +1,32 @@
+#include <string.h>
+
 #include "ternary.h"
 
-/* A tile of which some positions lie outside the input: `words` are four channels of each. */
-static KDP_SMALL void put_words(const uint32_t *words, uint32_t *to, uint32_t *sums)
+/* So many channels are copied together. */
+#define CHUNK 16
+
+/* Four positions `step` bytes apart, `stride` columns from column `x` on, of which those outside the `width` hold padding. */
+static KDP_SMALL uint32_t *put_edge(const int8_t *from, uint32_t *to, int32_t step, int32_t channels, int32_t x,
+                                    int32_t stride, int32_t width, int8_t padding, uint32_t *sums)
 {
-    for (int32_t i = 0; i < 4; i++) {
-        uint32_t total = sums[i];
-        __asm__("usada8 %0, %1, %2, %0" : "+r"(total) : "r"(words[i]), "r"(0));
-        sums[i] = total;
+    int8_t copies[4 * CHUNK];
+    for (int32_t c = 0; c < channels; c += CHUNK) {
+        const int32_t count = channels - c < CHUNK ? channels - c : CHUNK;
+        for (int32_t i = 0; i < 4; i++) {
+            const int32_t column = x + i * stride;
+            if (column >= 0 && column < width) {
+                memcpy(copies + i * CHUNK, from + i * step + c, (size_t)count);
+            } else {
+                memset(copies + i * CHUNK, padding, (size_t)count);
+            }
+        }
+        to = KDP(ternary_unpack)(copies, to, CHUNK, copies + count, sums);
     }
-    for (int32_t shift = 0; shift < 32; shift += 8, to += 2) {
-        to[0] = (words[0] >> shift & 255) | (words[1] >> shift & 255) << 15;
-        to[1] = (words[2] >> shift & 255) | (words[3] >> shift & 255) << 15;
-    }
+    return to;
 }
 
 static KDP_SMALL void put_row(const kdp_ternary *layer, const int8_t *input, int32_t y, uint32_t *row)
 {
-    const uint32_t offset = 0x80808080u; /* from signed to unsigned bytes */
-    const uint32_t padding = ((uint32_t)layer->in_zero_point & 255) * 0x01010101u ^ offset;
     const int32_t channels = layer->in_channels;
     const int32_t left = layer->in_positions - y * layer->in_width;
     const int32_t width = y < 0 || y >= layer->in_height ? 0 : (left < layer->in_width ? left : layer->in_width);
@@ -30,21 +39,11 @@ static KDP_SMALL void put_row(const kdp_ternary *layer, const int8_t *input, int
         for (int32_t u = 0; u < layer->taps; u++) {
             const int32_t x = 4 * tile * stride + u * layer->dilation_x - layer->ring_left;
             const int8_t *from = input + (y * layer->in_width + x) * channels;
-            const int8_t *const end = from + channels;
             if (x >= 0 && x + 3 * stride < width) {
-                row = KDP(ternary_unpack)(from, row, stride * channels, end, sums);
-                continue;
-            }
-            for (; from != end; from += 4, row += 8) {
-                uint32_t words[4];
-                for (int32_t i = 0; i < 4; i++) {
-                    const int32_t column = x + i * stride;
-                    words[i] = padding;
-                    if (column >= 0 && column < width) {
-                        words[i] = kdp_load(from + i * stride * channels) ^ offset;
-                    }
-                }
-                put_words(words, row, sums);
+                row = KDP(ternary_unpack)(from, row, stride * channels, from + channels, sums);
+            } else {
+                row = put_edge(from, row, stride * channels, channels, x, stride, width,
+                               (int8_t)layer->in_zero_point, sums);
             }
         }
     }
