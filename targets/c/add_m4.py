@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,17 +12,19 @@ from kdpipe.targets.c.storage import size_of
 from kdpipe.targets.fixed_point import Rounding
 from kdpipe.targets.graph import Add, IntegerGraph, Node, Quantization, TensorType
 
+SHIFT = 21
+"""As the kernel has it; with fewer bits fewer sums have factors that are right, with more fewer fit 32 bits."""
+
 _STEPS = 50
 
 
 @dataclass(frozen=True)
 class AddPlan:
-    """output = saturate((first * first_factor + second * second_factor + offset) >> shift)."""
+    """output = saturate((first * first_factor + second * second_factor + offset) >> SHIFT)."""
 
     first_factor: int
     second_factor: int
     offset: int
-    shift: int
 
 
 def add_dsp(graph: IntegerGraph, node: Node) -> Layer | None:
@@ -36,9 +37,9 @@ def add_dsp(graph: IntegerGraph, node: Node) -> Layer | None:
         node=node,
         kernel="add_dsp",
         header="add_dsp.h",
-        files=("cortex_m4/add_dsp.c", "cortex_m4/add_dsp.h", "cortex_m4/dsp.h"),
+        files=("cortex_m4/add_dsp.S", "cortex_m4/add_dsp.h"),
         struct="kdp_add_dsp",
-        fields=[size_of(node.output.shape), plan.first_factor, plan.second_factor, plan.offset, plan.shift],
+        fields=[size_of(node.output.shape), plan.first_factor, plan.second_factor, plan.offset],
     )
 
 
@@ -64,18 +65,17 @@ def plan_add(first: Quantization, second: Quantization, output: Quantization, ro
     wanted = reference.compute(Add(), stored, types, TensorType(a.shape, output), rounding)[0]
     factors = np.array([first.scale, second.scale]) / output.scale
     offset = output.zero_point + 0.5 - factors[0] * first.zero_point - factors[1] * second.zero_point
-    shift = math.floor(31 - math.log2(128 * float(factors.sum()) + abs(offset) + 1))
-    if not 1 <= shift <= 30:
+    if 128 * float(factors.sum()) + abs(offset) + 1 > 2.0 ** (31 - SHIFT):
         return None
     # Inputs that saturate bound the offset on one side only.
     above, below = wanted > output.qmin, wanted < output.qmax
-    wanted = wanted.astype(np.int64) << shift
+    wanted = wanted.astype(np.int64) << SHIFT
 
     def offsets(one: int, other: int) -> tuple[int, int]:
         """Return the smallest and the largest offset with which these factors are right, crossed where none is."""
         room = wanted - a * one - b * other
         low = room[above].max(initial=-(2**31))
-        high = room[below].min(initial=2**31) + (1 << shift) - 1
+        high = room[below].min(initial=2**31) + (1 << SHIFT) - 1
         return int(low), int(high)
 
     def shortage(pair: tuple[int, int]) -> int:
@@ -83,7 +83,7 @@ def plan_add(first: Quantization, second: Quantization, output: Quantization, ro
         return low - high
 
     # The shortage is a maximum of linear functions, so going downhill leads to its minimum.
-    best = round(factors[0] * 2.0**shift), round(factors[1] * 2.0**shift)
+    best = round(factors[0] * 2.0**SHIFT), round(factors[1] * 2.0**SHIFT)
     for _ in range(_STEPS):
         if shortage(best) <= 0:
             break
@@ -92,6 +92,6 @@ def plan_add(first: Quantization, second: Quantization, output: Quantization, ro
             return None
         best = found
     low, high = offsets(*best)
-    offset = min(max(round(offset * 2.0**shift), low), high)
+    offset = min(max(round(offset * 2.0**SHIFT), low), high)
     largest = int(np.abs(a * best[0] + b * best[1] + offset).max())
-    return AddPlan(*best, offset, shift) if low <= high and largest < 2**31 else None
+    return AddPlan(*best, offset) if low <= high and largest < 2**31 else None

@@ -30,6 +30,8 @@ _OWN_LEFT_SHIFTS = (4, 2)
 """Tried in this order: layers with equal shifts can share their code, and a smaller one has room for larger sums."""
 
 _TRIED_SHIFTS = 4
+_COMMON_SHIFT = 1
+"""Tried first (0 where a factor makes multipliers finer): layers with equal shifts can share their code."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +41,7 @@ class Requantization:
     Args:
         form: `SHARED_SHIFT`, `OWN_SHIFT` or `TFLITE`.
         shift: with `SHARED_SHIFT`, the layer's.
-        left: with the other forms, how far a sum that comes without a factor is first shifted left.
+        left: how far a sum that comes without a factor is first shifted left.
         parameters: int64 [O, 1] multipliers, or [O, 3] multipliers, starts and shifts.
     """
 
@@ -88,10 +90,11 @@ def plan_requantization(
 def shift_with_bias(requantization: Requantization, bias: NDArray[np.int64]) -> NDArray[np.int64] | None:
     """Return each channel's bias with its shift less one in the lowest byte, or None where they don't fit a word.
 
-    Where channels share a shift, it is the bias alone. Kernels get at `bias << left` by shifting the word to the right.
+    Where channels share a shift, it is the bias alone, shifted left. Elsewhere kernels get at that by
+    shifting the word to the right.
     """
     if requantization.form == SHARED_SHIFT:
-        return bias
+        return bias << requantization.left
     shifts = requantization.parameters[:, 2] - 1
     fit = np.abs(bias).max() < 2**23 and shifts.max() < 2 ** (8 - requantization.left)
     return bias << 8 | shifts if fit else None
@@ -149,7 +152,10 @@ def _shared_shift(
     wanted = [
         single_thresholds(multiplier, shift, output) for multiplier, shift in zip(multipliers, shifts, strict=True)
     ]
-    for shift in sorted(fitting, reverse=True)[:_TRIED_SHIFTS]:
+    # A larger shift has finer multipliers.
+    tried = sorted(fitting, reverse=True)[:_TRIED_SHIFTS]
+    common = 0 if min(factors) > 1 else _COMMON_SHIFT
+    for shift in [common, *tried] if common in fitting else tried:
         found: list[int] = []
         for thresholds, real, factor in zip(wanted, reals, factors, strict=True):
             near = real * 2.0 ** (32 + shift)
@@ -163,7 +169,12 @@ def _shared_shift(
 
 
 def _own_shifts(
-    multipliers: Sequence[int], shifts: Sequence[int], output: Quantization, factors: Sequence[int], bound: int, left: int
+    multipliers: Sequence[int],
+    shifts: Sequence[int],
+    output: Quantization,
+    factors: Sequence[int],
+    bound: int,
+    left: int,
 ) -> Requantization | None:
     rows = []
     left = max(left, 2 + max(shifts))

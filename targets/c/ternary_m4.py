@@ -8,7 +8,7 @@ fields of 15 bits: a schedule, made for the actual weights, takes them out befor
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeGuard
 
 import numpy as np
@@ -35,6 +35,10 @@ FIELD_MAX, TOP_FIELD_MAX = 2**15 - 1, 2**19 - 1
 _FLUSH, _TILE_END, _ROW_END = 1, 2, 4
 _MAX_KERNEL_HEIGHT = 16
 _LINE_WIDTH = 16
+_LEFT_SHIFT = 4
+"""Of sums in `ternary_outer`, which costs nothing there and makes finer multipliers fit a shared shift."""
+
+_MAX_UNROLLED = 3
 _MAX_EDGE = 2**13 - 1
 """What the fields for sums of codes can hold."""
 
@@ -116,6 +120,7 @@ def ternary_taps(graph: IntegerGraph, node: Node) -> Layer | None:
     right_codes = codes[:, :, 2].reshape(outputs, -1).sum(axis=1) * int(columns > 4 * tiles)
     edges = left_codes | right_codes << 13 | _shifts(requantization) << 26
     sums = np.stack([_bias(op, source.quantization), requantization.parameters[:, 0]], axis=1)
+    unrolled = schedule.flushes == 1 and channels == unit and kernel_height <= _MAX_UNROLLED
     ring = kernel_height * tiles * (2 * channels + 4)
     return _layer(
         graph,
@@ -127,8 +132,12 @@ def ternary_taps(graph: IntegerGraph, node: Node) -> Layer | None:
         parameters=np.concatenate([sums.reshape(-1, 4), edges.reshape(-1, 2)], axis=1),
         schedule=schedule,
         requantization=requantization,
-        scratch=4 * ring + (4 + outputs) * (4 * tiles + 4),
-        constants={"UNIT_WORDS": unit // 2, "ADD_SUMS": int(schedule.flushes > 1)},
+        scratch=4 * ring + (4 + outputs) * (4 * tiles + 1),
+        constants={
+            "UNIT_WORDS": unit // 2,
+            "ADD_SUMS": int(schedule.flushes > 1),
+            **({"UNROLLED": 1, "KH": kernel_height} if unrolled else {"UNROLLED": 0}),
+        },
     )
 
 
@@ -152,11 +161,11 @@ def ternary_outer(graph: IntegerGraph, node: Node) -> Layer | None:
     largest = source.quantization.qmax + 128
     fields = largest * codes.reshape(outputs, -1, unit).sum(axis=2)[..., None]
     schedule = make_schedule(fields, np.array([FIELD_MAX]), steps // unit)
-    requantization = _requantization(graph, node)
+    requantization = _requantization(graph, node, _LEFT_SHIFT)
     if requantization is None:
         return None
-    # Where one accumulator holds a whole sum, it starts from `start` less the window's sum of inputs, and its fields never
-    # leave [0, start + what the codes of +1 add].
+    # Where one accumulator holds a whole sum, it starts from `start` less the window's sum of inputs, and its fields
+    # never leave [0, start + what the codes of +1 add].
     start = largest * kernel_height * steps
     highest = start + largest * int((codes == 2).sum(axis=(1, 2)).max())
     adds_sums = schedule.flushes > 1 or highest > FIELD_MAX
@@ -227,19 +236,21 @@ def _bias(op: Conv2d, source: Quantization) -> NDArray[np.int64]:
     return bias
 
 
-def _requantization(graph: IntegerGraph, node: Node) -> Requantization | None:
-    """Return the cheapest exact form that the row kernels have."""
+def _requantization(graph: IntegerGraph, node: Node, left: int = 0) -> Requantization | None:
+    """Return the cheapest exact form that the row kernels have; sums reach a shared shift times 2**left."""
     op, source, output = node.op, graph.tensor(node.inputs[0]).quantization, node.output.quantization
     assert isinstance(op, Conv2d)  # noqa: S101 - narrows the type
     multipliers, shifts = quantize_multipliers(source.scale * op.weight.scales.astype(np.float64) / output.scale)
     smallest, largest = accumulator_ranges(op, source)
     bound = int(max(abs(smallest).max(), abs(largest).max()))
-    if output.bits != 8:
+    if output.bits != 8 or bound >= 2 ** (31 - left):
         return None
-    for forms in ((SHARED_SHIFT, TFLITE), (OWN_SHIFT,)):
+    for forms, factor in (((SHARED_SHIFT, TFLITE), 2**left), ((OWN_SHIFT,), 1)):
         found = plan_requantization(
-            multipliers.tolist(), shifts.tolist(), output, graph.rounding, [1] * len(multipliers), bound, forms
+            multipliers.tolist(), shifts.tolist(), output, graph.rounding, [factor] * len(multipliers), bound, forms
         )
+        if found is not None and found.form == SHARED_SHIFT:
+            found = replace(found, shift=found.shift + left, left=left)
         # SMMLA and a shift of 0 would not round.
         if found is not None and not (found.form == SHARED_SHIFT and found.shift == 0):
             return found
@@ -253,7 +264,7 @@ def _shifts(requantization: Requantization) -> NDArray[np.int64]:
 
 
 def _rounding(requantization: Requantization, output: Quantization) -> int:
-    """Return the zero point and a half, as added before the shift; for a channel's own shift as added one bit earlier."""
+    """Return the zero point and a half, as added before the shift; for a channel's own shift, one bit earlier."""
     if requantization.form == SHARED_SHIFT:
         return (output.zero_point << requantization.shift) + (1 << (requantization.shift - 1))
     return 2 * output.zero_point + 1
@@ -294,11 +305,13 @@ def _layer(
         *(start, _rounding(requantization, output)),
         *("@weights", "@parameters", "@schedule", "@row"),
     ]
-    constants = {**constants, "REQUANT": requantization.form, "BITS": output.bits}
-    if requantization.form == SHARED_SHIFT:
-        constants["SHIFT"] = requantization.shift
-    else:
-        constants["LEFT"] = requantization.left
+    constants = {
+        **constants,
+        "REQUANT": requantization.form,
+        "SHIFT": requantization.shift,
+        "LEFT": requantization.left,
+        "BITS": output.bits,
+    }
     return Layer(
         node=node,
         kernel=kernel,
@@ -315,7 +328,5 @@ def _layer(
         },
         scratch=scratch + _ALIGNMENT_SLACK,
         in_place=stays_behind(graph, node, line_width),
-        assembly=Assembly(
-            f"cortex_m4/{kernel}.inc", f"{kernel}_row", "void", tuple(sorted(constants.items()))
-        ),
+        assembly=Assembly(f"cortex_m4/{kernel}.inc", f"{kernel}_row", "void", tuple(sorted(constants.items()))),
     )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kdpipe.targets import reference
-from kdpipe.targets.c.add_m4 import plan_add
+from kdpipe.targets.c.add_m4 import SHIFT, plan_add
 from kdpipe.targets.graph import Add, Quantization, TensorType
 
 
@@ -26,7 +26,7 @@ def test_plans_are_right_on_every_pair(rounding: str) -> None:
         types = [TensorType(values[0].shape, kind) for kind in (first, second)]
         stored = [value.astype(np.int8)[None] for value in values]
         wanted = reference.compute(Add(), stored, types, TensorType(values[0].shape, output), rounding)[0]
-        np.testing.assert_array_equal(np.clip(sums >> plan.shift, -128, 127), wanted)
+        np.testing.assert_array_equal(np.clip(sums >> SHIFT, -128, 127), wanted)
     assert found >= 6
 
 

@@ -6,12 +6,11 @@
 
 #include "kernel_config.h"
 
-/* output = saturate((first * first_factor + second * second_factor + offset) >> shift) */
+/* output = saturate((first * first_factor + second * second_factor + offset) >> 21) */
 typedef struct {
     int32_t size;
     int32_t first_factor, second_factor;
     int32_t offset;
-    int32_t shift;
 } kdp_add_dsp;
 
 /* The output may be one of the inputs. */

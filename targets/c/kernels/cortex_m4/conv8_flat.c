@@ -15,6 +15,13 @@ static KDP_SMALL void put_row(const kdp_conv8 *layer, const int8_t *input, int32
     for (; n < left; n++) {
         row[n] = padding;
     }
+    for (; n + 4 <= end; n += 4, from += 4) {
+        const uint32_t word = kdp_load(from);
+        const uint32_t even = kdp_even_bytes(word);
+        const uint32_t odd = kdp_odd_bytes(word);
+        kdp_store(row + n, kdp_low_halves(even, odd));
+        kdp_store(row + n + 2, kdp_high_halves(even, odd));
+    }
     for (; n < end; n++) {
         row[n] = *from++;
     }

@@ -31,6 +31,27 @@ static inline uint32_t kdp_load(const int8_t *from)
     return word;
 }
 
+static inline void kdp_store(int16_t *to, uint32_t word)
+{
+    __builtin_memcpy(to, &word, sizeof word);
+}
+
+/* The low halves of both, `first` lowest. */
+static inline uint32_t kdp_low_halves(uint32_t first, uint32_t second)
+{
+    uint32_t both;
+    __asm__("pkhbt %0, %1, %2, lsl #16" : "=r"(both) : "r"(first), "r"(second));
+    return both;
+}
+
+/* The high halves of both, `first` lowest. */
+static inline uint32_t kdp_high_halves(uint32_t first, uint32_t second)
+{
+    uint32_t both;
+    __asm__("pkhtb %0, %1, %2, asr #16" : "=r"(both) : "r"(second), "r"(first));
+    return both;
+}
+
 /* Bytes 0 and 2 as signed half-words. */
 static inline uint32_t kdp_even_bytes(uint32_t word)
 {

@@ -66,7 +66,7 @@ typedef struct {
 /* `scratch`: the ring, of ((kernel_height - 1) * dilation_y + 1) rows; then as each kernel says; and 3 bytes more, so
  * that it may lie anywhere. */
 
-/* Kernels three wide, stride_x 1. After the ring: 4 * tiles + 4 boxes, and as many positions of output. */
+/* Kernels three wide, stride_x 1. After the ring: 4 * tiles + 1 boxes, and as many positions of output. */
 void KDP(ternary_taps)(const kdp_ternary *layer, const int8_t *input, int8_t *output, int8_t *scratch);
 
 /* Any kernel. After the ring: 4 * tiles starts, and four positions of output. */
@@ -82,9 +82,10 @@ static inline int32_t kdp_ternary_ring_rows(const kdp_ternary *layer)
     return (layer->kernel_height - 1) * layer->dilation_y + 1;
 }
 
-/* Puts the channels `from` to `end` of four positions, `step` bytes apart, and adds them to four sums. Returns where the
- * next words go. */
-uint32_t *KDP(ternary_unpack)(const int8_t *from, uint32_t *to, int32_t step, const int8_t *end, uint32_t *sums);
+/* Puts `channels` of four positions, `step` bytes apart, and adds them to four sums; and so on for as many tiles, each of
+ * the next four positions and sums. Returns where the next words go. */
+uint32_t *KDP(ternary_unpack)(const int8_t *from, uint32_t *to, int32_t step, int32_t channels, uint32_t *sums,
+                              int32_t tiles);
 
 /* Brings the ring up to the rows of the output row whose window starts at `top`, counted from the first row of padding,
  * and points `rows` to them. Returns the next row to put. */

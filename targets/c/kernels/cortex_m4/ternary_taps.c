@@ -3,30 +3,34 @@
 #include "ternary.h"
 
 /* Sums of the inputs under each window, which the weights' offset is taken off with. */
-static KDP_SMALL void put_boxes(const kdp_ternary *layer, const int32_t *sums, int32_t padding, int32_t *boxes)
+static void put_boxes(const kdp_ternary *layer, const int32_t *sums, int32_t padding, int32_t *boxes)
 {
-    const int32_t columns = 4 * layer->tiles;
-    const int32_t end = layer->out_width + 2 - layer->pad_left;
-    int32_t before = 0;
-    int32_t here = 0;
-    for (int32_t c = -layer->pad_left; c < end; c++) {
-        const int32_t sum = c >= 0 && c < columns ? sums[c] : padding;
-        if (c + layer->pad_left >= 2) {
-            *boxes++ = before + here + sum;
-        }
+    const int32_t known = 4 * layer->tiles + layer->pad_left - 2; /* windows without a column behind the tiles */
+    int32_t *const end = boxes + (known < layer->out_width ? known : layer->out_width);
+    int32_t before = layer->pad_left > 0 ? padding : *sums++;
+    int32_t here = *sums++;
+    while (boxes != end) {
+        const int32_t next = *sums++;
+        *boxes++ = before + here + next;
         before = here;
-        here = sum;
+        here = next;
+    }
+    if (known < layer->out_width) {
+        *boxes = before + here + padding;
     }
 }
 
-KDP_SMALL void KDP(ternary_taps)(const kdp_ternary *layer, const int8_t *input, int8_t *output, int8_t *scratch)
+void KDP(ternary_taps)(const kdp_ternary *layer, const int8_t *input, int8_t *output, int8_t *scratch)
 {
     uint32_t *const ring = kdp_align(scratch);
     const int32_t channels = layer->out_channels;
-    const int32_t columns = 4 * layer->tiles + 4;
+    const int32_t columns = 4 * layer->tiles + 1;
     const int32_t first = 2 - layer->pad_left;
     int32_t *const boxes = (int32_t *)(ring + kdp_ternary_ring_rows(layer) * kdp_ternary_row_words(layer));
     int8_t *const line = (int8_t *)(boxes + columns);
+    const int32_t group_words = layer->group_words;
+    const int32_t group_parameters = layer->group_parameters;
+    void (*const row)(const void *arguments) = layer->row;
     int32_t next = 0;
     int32_t top = 0;
     kdp_ternary_taps_row arguments;
@@ -45,9 +49,9 @@ KDP_SMALL void KDP(ternary_taps)(const kdp_ternary *layer, const int8_t *input, 
         arguments.parameters = layer->parameters;
         arguments.output = line;
         for (int32_t o = 0; o < channels; o += 2) {
-            layer->row(&arguments);
-            arguments.weights += layer->group_words;
-            arguments.parameters += layer->group_parameters;
+            row(&arguments);
+            arguments.weights += group_words;
+            arguments.parameters += group_parameters;
             arguments.output += 2;
         }
         memcpy(output, line + first * channels, (size_t)(layer->out_width * channels));

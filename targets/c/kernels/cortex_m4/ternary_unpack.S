@@ -7,14 +7,18 @@
         .thumb
         .text
 
-/* uint32_t *NAME(const int8_t *from, uint32_t *to, int32_t step, const int8_t *end, uint32_t *sums); see ternary.h. */
+/* uint32_t *NAME(const int8_t *from, uint32_t *to, int32_t step, int32_t channels, uint32_t *sums, int32_t tiles);
+ * see ternary.h. */
         .global NAME
         .type NAME, %function
         .thumb_func
 NAME:
-        push    {r4-r11, lr}
-        ldr     r12, [sp, #36]
+        push    {r3-r11, lr}
+.Ltile:
+        ldr     r12, [sp, #40]
+        ldr     r3, [sp, #0]
         ldm     r12, {r4-r7}
+        add     r3, r3, r0                 /* where the channels end */
 .Lword:
         add     r12, r0, r2
         ldr     r9, [r0, r2]
@@ -53,8 +57,16 @@ NAME:
         strd    r12, lr, [r1], #8
         cmp     r0, r3
         bne     .Lword
-        ldr     r12, [sp, #36]
-        stm     r12, {r4-r7}
+        ldr     r12, [sp, #40]
+        ldr     r3, [sp, #44]
+        stm     r12!, {r4-r7}
+        str     r12, [sp, #40]
+        ldr     r12, [sp, #0]
+        add     r0, r0, r2, lsl #2
+        sub     r0, r0, r12
+        subs    r3, r3, #1
+        str     r3, [sp, #44]
+        bne     .Ltile
         mov     r0, r1
-        pop     {r4-r11, pc}
+        pop     {r3-r11, pc}
         .size NAME, . - NAME
