@@ -63,6 +63,16 @@ def row(name: str, bits: int, core: str, found: Measurement) -> str:
     return f"| {name} | {WIDTHS[bits]} | {core} | {' | '.join(figures)} |"
 
 
+def layer_table(title: str, found: Measurement) -> str:
+    """Return what each layer takes, as a table under a title."""
+    lines = [f"\n{title}\n", "| layer | instructions | cycles | constants, bytes |", "| --- | --- | --- | --- |"]
+    lines += [
+        f"| {layer.name} | {layer.instructions} | {layer.cycles or 0} | {layer.constant_bytes} |"
+        for layer in found.layers or ()
+    ]
+    return "\n".join(lines)
+
+
 def main(arguments: list[str]) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="python benchmarks/mcu", description=__doc__)
@@ -70,15 +80,20 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--samples", type=int, default=2, help="random inputs, beside the two extreme ones")
     parser.add_argument("--cores", nargs="+", default=["generic", "cortex-m4"], help="what to write the sources for")
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--layers", action="store_true", help="print what each layer takes, after the table")
     options = parser.parse_args(arguments)
+    tables = []
     print(HEAD.format(seed=options.seed, count=options.samples + 2))
     for name in options.networks:
         for bits, width in WIDTHS.items():
             for core in options.cores:
                 found = measure(name, bits, core, options.seed, options.samples)
                 print(row(name, bits, core, found), flush=True)
+                tables.append(layer_table(f"{name}, {width}, sources for {core}", found))
             targets = " | ".join(f"≤ {target:g}" for target in TARGETS[name, bits])
             print(f"| {name} | {width} | *target* | {targets} |", flush=True)
+    if options.layers:
+        print("\n".join(tables))
 
 
 if __name__ == "__main__":

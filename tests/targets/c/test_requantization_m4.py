@@ -10,6 +10,7 @@ from kdpipe.targets.c.requantization_m4 import (
     Requantization,
     plan_requantization,
     shared_shift_thresholds,
+    shift_with_bias,
     single_thresholds,
 )
 from kdpipe.targets.fixed_point import multiply_by_quantized_multiplier, quantize_multipliers
@@ -106,3 +107,19 @@ def test_channels_of_very_different_scale_get_shifts_of_their_own() -> None:
 def test_what_no_form_can_express_is_refused(factor: float, output: Quantization, rounding: str, bound: int) -> None:
     multipliers, shifts = quantize_multipliers(np.full(4, factor))
     assert plan_requantization(multipliers.tolist(), shifts.tolist(), output, rounding, [1] * 4, bound) is None
+
+
+def test_bias_and_shift_share_a_word_only_where_both_fit() -> None:
+    bias = np.array([-(2**23) + 1, 2**23 - 1, 0])
+    own = Requantization(OWN_SHIFT, 0, 4, np.array([[2**30, 1, 1], [2**30, 1, 16], [2**30, 1, 7]]))
+    words = shift_with_bias(own, bias)
+    assert words is not None
+    np.testing.assert_array_equal(words & 255, [0, 15, 6])
+    # One shift to the right gives the bias, shifted left, without a trace of the byte.
+    np.testing.assert_array_equal(words >> (8 - own.left), bias << own.left)
+    assert shift_with_bias(own, bias + 1) is None
+    assert shift_with_bias(own, bias - 1) is None
+    own.parameters[1, 2] = 17
+    assert shift_with_bias(own, bias) is None
+    shared = Requantization(SHARED_SHIFT, 5, 4, np.array([[2**30]] * 3))
+    np.testing.assert_array_equal(shift_with_bias(shared, bias), bias << 4)

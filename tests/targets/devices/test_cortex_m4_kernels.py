@@ -14,6 +14,7 @@ from kdpipe.targets.c.layers import lower_node
 from kdpipe.targets.devices import c_compiler, cortex_m, host_c
 from kdpipe.targets.errors import ArtifactError
 from kdpipe.targets.graph import (
+    AveragePool2d,
     Conv2d,
     IntegerGraph,
     Node,
@@ -207,6 +208,23 @@ def test_fields_at_their_limit_are_taken_out_in_time(
     flushes = int((layer.arrays["schedule"].values[1::2] & 1).sum())
     assert flushes == (6 if value == 1 else 1)
     check(graph, random_inputs(graph, 2), tmp_path)
+
+
+@pytest.mark.parametrize("size", [(2, 3), (19, 17)])
+def test_means(size: tuple[int, int], random_inputs: Callable[..., NDArray[np.int8]], tmp_path: Path) -> None:
+    """Half-words hold the sums of 256 values, so larger maps take several rounds."""
+    quantization = Quantization(0.5, 3)
+    mean = Node("mean", AveragePool2d(size, size), ("input",), TensorType((8, 1, 1), quantization))
+    graph = IntegerGraph("net", "input", TensorType((8, *size), quantization), (mean,), "single")
+    assert lower_node(graph, mean, "cortex-m4").kernel == "mean_dsp"
+    check(graph, random_inputs(graph, 3), tmp_path)
+
+
+def test_sums_of_codes_that_exceed_their_fields_go_to_another_kernel() -> None:
+    graph = convolutions(3, 2, "single", [(4, (3, 3), {"inputs": 1364, **SAME})])
+    assert lower_node(graph, graph.nodes[0], "cortex-m4").kernel == "ternary_taps"
+    graph = convolutions(3, 2, "single", [(4, (3, 3), {"inputs": 1368, **SAME})])
+    assert lower_node(graph, graph.nodes[0], "cortex-m4").kernel != "ternary_taps"
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
