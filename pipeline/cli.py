@@ -308,6 +308,53 @@ def validate(
 
 
 @app.command()
+def diff(
+    first: Annotated[Path, typer.Argument(metavar="A", help="An export, a quantized model, or a network.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another form of the same network.")],
+    data: Annotated[str, typer.Option("--data", help="A data source such as digits or digits.test, or a directory.")],
+    device: Annotated[str, typer.Option("--device", help="Where to run B: see `kdpipe ls devices`.")] = "host",
+    first_device: Annotated[str, typer.Option("--device-a", help="Where to run A.")] = "host",
+    samples: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--samples", min=1, help="How many images to run. [default: 32]"),
+    ] = None,
+    max_steps: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            "--max-steps", min=0, help="By how many steps a layer may differ. [default: as the formats' rounding may]"
+        ),
+    ] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Compare two artifacts layer by layer, and name the first layer that diverges.
+
+    Exit codes: 0 every layer is within the limit, 1 a layer diverges, 2 the command line is wrong, 3 something failed.
+    """
+    with exit_codes(debug):
+        for path, where in ((first, "A"), (second, "B")):
+            require_model(path, where)
+        from kdpipe.pipeline.data_source import split_directory
+        from kdpipe.pipeline.store import Store, default_root
+        from kdpipe.pipeline.tables import print_difference, print_json
+        from kdpipe.stages.diff import diff_artifacts
+
+        split = split_directory(data, Store(store or default_root()))
+        found = diff_artifacts(
+            first, second, split=split, devices=(first_device, device), samples=samples, max_steps=max_steps
+        )
+        if as_json:
+            from dataclasses import asdict
+
+            print_json(asdict(found))
+        else:
+            print_difference(found)
+        if found.first_divergent_layer is not None:
+            raise typer.Exit(GATE_FAILED)
+
+
+@app.command()
 def report(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder: runs/NAME.")],
     bench: Annotated[

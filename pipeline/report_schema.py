@@ -96,12 +96,26 @@ class LatencyReport(_Strict):
     p95: float = Field(ge=0)
 
 
+class LayerDifferenceReport(_Strict):
+    """One layer compared with the integer reference: kdpipe.targets.layer_differences.LayerDifference as JSON."""
+
+    name: str
+    steps: float | None
+    exact: float | None = Field(ge=0, le=1)
+    snr_db: float | None
+    own_steps: int | None
+    misrounded: int | None
+
+
 class ParityReport(_Strict):
     """An artifact's outputs compared with those of the integer reference."""
 
     max_step_difference: int | None
     top1_agreement: float | None
     first_divergent_layer: str | None
+    layers: list[LayerDifferenceReport] = Field(
+        default=[], description="layer by layer, of a few images whose output differs; empty where none does"
+    )
 
 
 class ClockReport(_Strict):

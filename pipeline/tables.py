@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,11 @@ from rich.text import Text
 from kdpipe.pipeline.doctor import Finding
 from kdpipe.pipeline.listing import Row, shown
 from kdpipe.pipeline.plan import Step
+from kdpipe.pipeline.report.difference_view import COLUMNS, difference_cells
+from kdpipe.pipeline.report.document import LayerDifference
+from kdpipe.pipeline.report.formatting import plural, steps
 from kdpipe.pipeline.report.gates import sentence
+from kdpipe.stages.diff import ArtifactDifference
 
 
 def print_json(value: Any) -> None:
@@ -91,6 +96,28 @@ def print_failures(sentences: Sequence[str]) -> None:
     """Print the gates that are broken, one sentence each."""
     for told in sentences:
         _print(Text(told, style="bold red"))
+
+
+def print_difference(found: ArtifactDifference) -> None:
+    """Print a comparison layer by layer, and what it comes to."""
+    rows = [(layer.name, difference_cells(LayerDifference.model_validate(asdict(layer)))) for layer in found.layers]
+    # Columns that nothing is known for are left out.
+    shown = [index for index in range(len(COLUMNS)) if any(not cells[index].missing for _, cells in rows)]
+    table = _table("layer", *(COLUMNS[index] for index in shown))
+    for name, cells in rows:
+        style = "bold red" if name == found.first_divergent_layer else ""
+        table.add_row(Text(name, style=style), *(Text(cells[index].text, style=style) for index in shown))
+    _print(table)
+    if found.fused:
+        told = f"The runtime does not compute {', '.join(found.fused)} apart from what reads"
+        _print(Text(f"{told} {'it' if len(found.fused) == 1 else 'them'}: compared in a run of their own"))
+    limits: dict[int | str | None, str] = {None: "none", "rounding": "another rounding of the exact value"}
+    limit = limits.get(found.limit) or steps(float(found.limit or 0))
+    _print(Text(f"A: {found.a}; B: {found.b}; {plural(found.samples, 'image')}; limit of a layer: {limit}"))
+    if found.first_divergent_layer is not None:
+        _print(Text(f"First layer that diverges: {found.first_divergent_layer}", style="bold red"))
+    elif found.limit is not None:
+        _print(Text("No layer diverges", style="green"))
 
 
 def figures(record: Mapping[str, Any]) -> list[tuple[str, str]]:

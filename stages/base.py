@@ -158,7 +158,8 @@ class TargetRecord:
             "live_bytes"}, as kdpipe.targets.devices.base.LayerCost; or None.
         board: a name of `kdpipe ls boards`, if one was named.
         limits: of the board, as gates by their names.
-        parity: {"max_step_difference", "top1_agreement", "first_divergent_layer"} against the integer reference.
+        parity: {"max_step_difference", "top1_agreement", "first_divergent_layer", "layers"} against the integer
+            reference.
         weight_bytes: {"values", "scales_and_biases"}: what the weights alone need at their width, or None for networks
             in floating point.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -59,6 +59,8 @@ class ExportedArtifact:
         kdpipe_version: that wrote it.
         key: of the integer graph (see `model_files.load_model`), or "" where it was never stored.
         core: of C sources, the core that they were written for; "" for other targets, and for earlier exports.
+        tensors: by layer of the integer graph, its input first, what the stored integers stand for; empty for earlier
+            exports.
     """
 
     target: str
@@ -75,6 +77,7 @@ class ExportedArtifact:
     kdpipe_version: str
     key: str
     core: str = ""
+    tensors: Mapping[str, Quantization] = field(default_factory=dict)
 
     def sizes(self, directory: Path) -> tuple[tuple[str, int], ...]:
         """Return each deployable file with its bytes.
@@ -139,6 +142,7 @@ def describe(
         weight_bytes=weight_bytes(graph, stored),
         kdpipe_version=kdpipe_version(),
         key=graph.metadata.get("key", ""),
+        tensors=graph.quantizations(),
     )
 
 
@@ -200,6 +204,7 @@ def write_artifact(artifact: ExportedArtifact, directory: Path) -> None:
         "kdpipe_version": artifact.kdpipe_version,
         "key": artifact.key,
         "core": artifact.core,
+        "tensors": {name: asdict(quantization) for name, quantization in artifact.tensors.items()},
     }
     (directory / FILE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
@@ -246,9 +251,7 @@ def _tensor_from_json(document: Mapping[str, Any], *, has_layout: bool) -> Artif
     tensor = ArtifactTensor(
         str(document["name"]),
         tuple(int(size) for size in document["shape"]),
-        Quantization(
-            float(document["scale"]), int(document["zero_point"]), int(document["qmin"]), int(document["qmax"])
-        ),
+        _quantization(document),
         document["type"],
         document["layout"] if has_layout else None,
     )
@@ -257,6 +260,12 @@ def _tensor_from_json(document: Mapping[str, Any], *, has_layout: bool) -> Artif
     if has_layout and tensor.layout not in LAYOUTS:
         raise GraphError(f"tensor {tensor.name} has layout {tensor.layout!r}, expected one of {LAYOUTS}")
     return tensor
+
+
+def _quantization(document: Mapping[str, Any]) -> Quantization:
+    return Quantization(
+        float(document["scale"]), int(document["zero_point"]), int(document["qmin"]), int(document["qmax"])
+    )
 
 
 def _relative(name: str) -> str:
@@ -291,4 +300,5 @@ def _from_json(document: Mapping[str, Any]) -> ExportedArtifact:
         kdpipe_version=str(document["kdpipe_version"]),
         key=str(document["key"]),
         core=str(document.get("core", "")),
+        tensors={str(name): _quantization(tensor) for name, tensor in document.get("tensors", {}).items()},
     )

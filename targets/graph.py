@@ -392,6 +392,11 @@ class IntegerGraph:
                 return node.output
         raise KeyError(name)
 
+    def quantizations(self) -> dict[str, Quantization]:
+        """Return what the stored integers of every tensor stand for, by name, the input's first."""
+        found = {self.input_name: self.input.quantization}
+        return found | {node.name: node.output.quantization for node in self.nodes}
+
     def weights(self) -> Iterator[tuple[Node, Weight]]:
         """Yield each node that has weights, with them."""
         for node in self.nodes:

@@ -1,16 +1,11 @@
-"""Two runs of one network compared: how far apart, on how many images the winner differs, and from which layer on."""
+"""The outputs of two runs of one network compared: how far apart, and on how many images the winner differs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from kdpipe.targets.graph import IntegerGraph
-from kdpipe.targets.reference import run_all
 
 
 @dataclass(frozen=True)
@@ -43,23 +38,3 @@ def compare(expected: NDArray[np.int8], actual: NDArray[np.int8]) -> Parity:
         float((ours.argmax(axis=1) == theirs.argmax(axis=1)).mean()),
         np.flatnonzero(difference.any(axis=1)).astype(np.int64),
     )
-
-
-def first_divergent_layer(
-    graph: IntegerGraph, trace: Mapping[str, NDArray[Any]], inputs: NDArray[np.int8]
-) -> str | None:
-    """Return the first layer, in the graph's order, whose traced tensor differs from the reference's.
-
-    Args:
-        graph: the reference.
-        trace: what a device computed for `inputs`, by layer, int8 [N, *shape]; layers may be absent.
-        inputs: stored integers, int8 [N, *graph.input.shape].
-
-    Returns:
-        The layer's name, or None if none of the traced ones differs.
-    """
-    expected = run_all(graph, inputs)
-    for node in graph.nodes:
-        if node.name in trace and not np.array_equal(trace[node.name], expected[node.name]):
-            return node.name
-    return None

@@ -119,11 +119,9 @@ def _windows(values: Integers, kernel: Pair, stride: Pair, dilation: Pair = (1, 
     return views[:, :, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]
 
 
-def _conv2d(
-    op: Conv2d, values: list[Integers], types: list[TensorType], output: TensorType, rounding: Rounding
-) -> Integers:
-    source = types[0].quantization
-    centred = _pad(values[0] - source.zero_point, op.padding, 0)
+def convolution_sums(op: Conv2d, values: Integers, source: Quantization) -> Integers:
+    """Return the accumulators, bias included, [N, O, OH, OW], of stored integers [N, C, H, W]."""
+    centred = _pad(values - source.zero_point, op.padding, 0)
     weights = op.weight.values.astype(np.int64)
     outputs, per_group, *kernel = weights.shape
     windows = _windows(centred, (kernel[0], kernel[1]), op.stride, op.dilation)
@@ -133,16 +131,30 @@ def _conv2d(
     # float64 holds these sums exactly (the graph bounds them below 2**31) and multiplies far faster than int64.
     accumulator = np.einsum("ngihwuv,goiuv->ngohw", columns.astype(np.float64), rows.astype(np.float64), optimize=True)
     accumulator = accumulator.reshape(batch, outputs, height, width).astype(np.int64)
-    accumulator += op.bias.astype(np.int64)[:, None, None]
+    sums: Integers = accumulator + op.bias.astype(np.int64)[:, None, None]
+    return sums
+
+
+def _conv2d(
+    op: Conv2d, values: list[Integers], types: list[TensorType], output: TensorType, rounding: Rounding
+) -> Integers:
+    source = types[0].quantization
+    accumulator = convolution_sums(op, values[0], source)
     multiplier, shift = _channel_factors(op, source, output.quantization)
     return _requantize(accumulator, multiplier[:, None, None], shift[:, None, None], output.quantization, rounding)
+
+
+def linear_sums(op: Linear, values: Integers, source: Quantization) -> Integers:
+    """Return the accumulators, bias included, [N, O], of stored integers [N, I]."""
+    sums: Integers = (values - source.zero_point) @ op.weight.values.astype(np.int64).T + op.bias.astype(np.int64)
+    return sums
 
 
 def _linear(
     op: Linear, values: list[Integers], types: list[TensorType], output: TensorType, rounding: Rounding
 ) -> Integers:
     source = types[0].quantization
-    accumulator = (values[0] - source.zero_point) @ op.weight.values.astype(np.int64).T + op.bias.astype(np.int64)
+    accumulator = linear_sums(op, values[0], source)
     multiplier, shift = _channel_factors(op, source, output.quantization)
     return _requantize(accumulator, multiplier, shift, output.quantization, rounding)
 
@@ -229,11 +241,17 @@ def _max_pool2d(
     return largest
 
 
+def window_sums(op: AveragePool2d, values: Integers) -> Integers:
+    """Return the sum of each window, [N, C, OH, OW], of stored integers [N, C, H, W]."""
+    sums: Integers = _windows(values, op.kernel, op.stride).sum(axis=(4, 5))
+    return sums
+
+
 def _average_pool2d(
     op: AveragePool2d, values: list[Integers], types: list[TensorType], output: TensorType, rounding: Rounding
 ) -> Integers:
     count = op.kernel[0] * op.kernel[1]
-    total = _windows(values[0], op.kernel, op.stride).sum(axis=(4, 5))
+    total = window_sums(op, values[0])
     mean = np.sign(total) * ((np.abs(total) + count // 2) // count)
     clamped: Integers = np.clip(mean, output.quantization.qmin, output.quantization.qmax)
     return clamped

@@ -106,12 +106,24 @@ class Latency(_Entry):
     p95: float | None = None
 
 
+class LayerDifference(_Entry):
+    """One layer against the integer reference."""
+
+    name: str
+    steps: float | None = None
+    exact: float | None = None
+    snr_db: float | None = None
+    own_steps: int | None = None
+    misrounded: int | None = None
+
+
 class Parity(_Entry):
     """An artifact against the integer reference."""
 
     max_step_difference: int | None = None
     top1_agreement: float | None = None
     first_divergent_layer: str | None = None
+    layers: list[LayerDifference] = Field(default_factory=list)
 
 
 class Clock(_Entry):

@@ -16,6 +16,24 @@ def percent(fraction: float, decimals: int = 1) -> str:
     return f"{fraction * 100:.{decimals}f} %"
 
 
+def share(fraction: float) -> str:
+    """Return a share as a percentage that says 100 only where nothing is missing.
+
+    >>> share(1.0), share(0.99999999), share(0.5)
+    ('100 %', '99.9999 %', '50 %')
+    """
+    return f"{math.floor(fraction * 1e6) / 1e4:.6g} %"
+
+
+def steps(value: float) -> str:
+    """Return a difference in steps of a quantization.
+
+    >>> steps(1), steps(2), steps(0.1234)
+    ('1 step', '2 steps', '0.123 steps')
+    """
+    return f"{value:.3g} step" + ("" if value == 1 else "s")
+
+
 def points(fraction: float) -> str:
     """Return a difference of fractions in percentage points.
 

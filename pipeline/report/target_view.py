@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from kdpipe.pipeline.report import bars, gates, scatter
 from kdpipe.pipeline.report.document import Parity, Target
-from kdpipe.pipeline.report.formatting import DASH, count, percent, plural, points, size
+from kdpipe.pipeline.report.formatting import DASH, count, percent, plural, points, size, steps
 
 EMULATED = "an emulator's clock says nothing about the device; see the cycles, or give the validation a board"
 NOT_MEASURED = "not measured on this device"
@@ -80,7 +80,7 @@ def _cell(value: float | None, write: Callable[[float], str], missing: str, deta
     return Cell(DASH, missing=missing) if value is None else Cell(write(value), detail)
 
 
-def _table(columns: Sequence[str], rows: Sequence[TableRow]) -> Table | None:
+def make_table(columns: Sequence[str], rows: Sequence[TableRow]) -> Table | None:
     """Return a table with its notes, or None where it has no row."""
     notes = dict.fromkeys(cell.missing for row in rows for cell in row.cells if cell.missing)
     return Table(tuple(columns), tuple(rows), tuple(notes)) if rows else None
@@ -89,7 +89,7 @@ def _table(columns: Sequence[str], rows: Sequence[TableRow]) -> Table | None:
 def targets_table(targets: Sequence[Target]) -> Table | None:
     """Return the table of targets: accuracy, size, latency and what a microcontroller needs."""
     columns = ("Accuracy", "Drop", "Files", "Weights", "Latency", "Instructions", "Cycles", "Flash", "RAM", "Gates")
-    return _table(
+    return make_table(
         columns, [TableRow(t.name, f"{t.format} on {_place(t)}", i, _target_cells(t)) for i, t in enumerate(targets)]
     )
 
@@ -154,7 +154,7 @@ def gates_table(targets: Sequence[Target]) -> Table | None:
                     ),
                 )
             )
-    return _table(("Limit", "Value", "Result"), rows)
+    return make_table(("Limit", "Value", "Result"), rows)
 
 
 def parity_table(targets: Sequence[Target]) -> Table | None:
@@ -164,7 +164,7 @@ def parity_table(targets: Sequence[Target]) -> Table | None:
         for index, target in enumerate(targets)
         if target.parity is not None
     ]
-    return _table(("Top-1 agreement", "Largest difference", "First layer that diverges"), rows)
+    return make_table(("Top-1 agreement", "Largest difference", "First layer that diverges"), rows)
 
 
 def _parity_cells(parity: Parity) -> tuple[Cell, ...]:
@@ -173,10 +173,10 @@ def _parity_cells(parity: Parity) -> tuple[Cell, ...]:
     if exact and not parity.first_divergent_layer:
         layer = Cell(DASH, missing=NO_DIVERGENCE)
 
-    def steps(value: float) -> str:
-        return "0, equal to the bit" if value == 0 else f"{value:g} step" + ("" if value == 1 else "s")
+    def largest(value: float) -> str:
+        return "0, equal to the bit" if value == 0 else steps(value)
 
-    difference = _cell(parity.max_step_difference, steps, NO_REFERENCE)
+    difference = _cell(parity.max_step_difference, largest, NO_REFERENCE)
     agreement = _cell(parity.top1_agreement, lambda value: percent(value, 2), NO_REFERENCE)
     return agreement, Cell(difference.text, missing=difference.missing, tone="good" if exact else ""), layer
 
@@ -203,7 +203,7 @@ def layers_table(target: Target) -> Table | None:
             cells.insert(2, _cell(found, count, NOT_IN_LOG, factor))
         rows.append(TableRow(layer.name, "", None, tuple(cells)))
     columns = ["Instructions", "Cycles", *(["On the board"] if measured else []), "Constants", "Arena"]
-    return _table(columns, rows)
+    return make_table(columns, rows)
 
 
 def target_charts(targets: Sequence[Target]) -> tuple[Picture, ...]:

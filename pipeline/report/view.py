@@ -11,6 +11,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from kdpipe.pipeline.report import curves, dag, figures, gates, heatmap
+from kdpipe.pipeline.report.difference_view import difference_tables
 from kdpipe.pipeline.report.document import Report, StageEntry
 from kdpipe.pipeline.report.formatting import DASH, duration, figure, percent, plural, points, size
 from kdpipe.pipeline.report.svg import picture
@@ -73,6 +74,7 @@ class Page:
     charts: tuple[Picture, ...]
     gates: Table | None
     parity: Table | None
+    differences: tuple[tuple[str, Table], ...]
     layers: tuple[tuple[str, Table], ...]
     stages: tuple[StageView, ...] = field(default_factory=tuple)
 
@@ -100,6 +102,7 @@ def page(report: Report, folder: Path) -> Page:
         gates=gates_table(report.targets),
         parity=parity_table(report.targets),
         layers=tuple((target.name, table) for target in report.targets if (table := layers_table(target))),
+        differences=difference_tables(report.targets),
         stages=stage_views(report.stages, folder),
     )
 

@@ -305,6 +305,7 @@ class InputQuantizer(nn.Module):
         self.name = name
         self.register_buffer("scale", torch.tensor(1.0))
         self.register_buffer("zero_point", torch.tensor(0))
+        self._observing = False
         self.set_range(low, high)
 
     def set_range(self, low: float, high: float) -> None:
@@ -315,8 +316,12 @@ class InputQuantizer(nn.Module):
 
     @property
     def rounds_now(self) -> bool:
-        """Whether outputs lie on the quantizer's own steps: always."""
-        return True
+        """Whether outputs lie on the quantizer's own steps."""
+        return not self._observing
+
+    def observe(self) -> None:
+        """Let inputs through unrounded from now on."""
+        self._observing = True
 
     def quantization(self) -> Quantization:
         """Return scale, zero point and range as stored.
@@ -335,6 +340,8 @@ class InputQuantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, ...] -> the same; no gradient."""
+        if self._observing:
+            return x
         with torch.no_grad():
             steps = (x / self.scale).round_()
             return steps.clamp_(-128 - self.zero_point, 127 - self.zero_point).mul_(self.scale)

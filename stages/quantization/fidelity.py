@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from kdpipe.stages.quantization.activations import ActivationQuantizer, InputQuantizer
 from kdpipe.stages.quantization.softmax import ProbabilityQuantizer
+from kdpipe.stages.quantization.stored_operations import REARRANGEMENTS
+from kdpipe.stages.quantization.weights import QuantizedConv2d, QuantizedLinear
 from kdpipe.targets import reference
-from kdpipe.targets.graph import IntegerGraph, Quantization
+from kdpipe.targets.graph import IntegerGraph
+from kdpipe.targets.lower import PATH
+
+Quantizer = ActivationQuantizer | InputQuantizer | ProbabilityQuantizer
+
+KEEPING = (nn.MaxPool2d, nn.AvgPool2d, *REARRANGEMENTS)
+"""Modules without a quantizer of their own, whose output the integer graph stores as its input is stored."""
 
 
 @dataclass(frozen=True)
@@ -55,34 +64,61 @@ def compare(module: fx.GraphModule, graph: IntegerGraph, images: Tensor) -> Fide
     return Fidelity(exact, largest, float(output.mean()))
 
 
-@torch.no_grad()
 def stored_integers(module: fx.GraphModule, images: Tensor, graph: IntegerGraph) -> dict[str, NDArray[np.int64]]:
-    """Return what a prepared module stores behind its quantizers and returns, in evaluation mode, by the tensor's name.
+    """Return what a prepared module stores and returns, in evaluation mode, by the tensor's name.
 
     Args:
         module: prepared.
         images: float32 [N, C, H, W].
-        graph: lowered from it; names and types the output, which need not be a quantizer's.
+        graph: lowered from it; names and types the tensors.
     """
-    found: dict[str, NDArray[np.int64]] = {}
+    found = {}
+    for name, real in layer_outputs(module, images, graph.output_name).items():
+        q = graph.tensor(name).quantization
+        found[name] = np.rint(real / np.float32(q.scale)).astype(np.int64) + q.zero_point
+    return found
 
-    def to_integers(real: Tensor, q: Quantization) -> NDArray[np.int64]:
-        stored: NDArray[np.int64] = np.rint(real.cpu().numpy() / np.float32(q.scale)).astype(np.int64) + q.zero_point
-        return stored
+
+@torch.no_grad()
+def layer_outputs(module: fx.GraphModule, images: Tensor, output_name: str) -> dict[str, NDArray[np.float32]]:
+    """Return the real numbers of every tensor of the integer graph that a prepared module computes, by its name.
+
+    Args:
+        module: prepared; run in evaluation mode, on its device.
+        images: float32 [N, C, H, W].
+        output_name: of what it returns, where that is none of its layers' own.
+    """
+    found: dict[str, NDArray[np.float32]] = {}
 
     class Recorder(fx.Interpreter):
-        def call_module(self, target, args, kwargs):  # type: ignore[no-untyped-def]
-            result = super().call_module(target, args, kwargs)
-            quantizer = module.get_submodule(target)
-            if isinstance(quantizer, ActivationQuantizer | InputQuantizer | ProbabilityQuantizer):
-                found[quantizer.name] = to_integers(result, quantizer.quantization())
+        def run_node(self, n: fx.Node) -> Any:
+            result = super().run_node(n)
+            part = module.get_submodule(str(n.target)) if n.op == "call_module" else None
+            if isinstance(part, Quantizer):
+                found[part.name] = result.cpu().numpy()
+            elif n.target is torch.flatten or isinstance(part, KEEPING):
+                found[n.meta[PATH]] = result.cpu().numpy()
             return result
 
     training = module.training
     module.eval()
     try:
-        returned = Recorder(module).run(images.to(next(module.parameters()).device))
-        found[graph.output_name] = to_integers(returned, graph.output.quantization)
+        output = Recorder(module).run(images.to(next(module.parameters()).device)).cpu().numpy()
     finally:
         module.train(training)
+    if not any(np.shares_memory(output, tensor) for tensor in found.values()):
+        found[output_name] = output
     return found
+
+
+def unquantize(prepared: fx.GraphModule) -> fx.GraphModule:
+    """Let a prepared module compute the float network that it was made from, in place, and return it.
+
+    Its weights must be the float network's. Layers keep the names that they have in the integer graph.
+    """
+    for part in prepared.modules():
+        if isinstance(part, Quantizer):
+            part.observe()
+        elif isinstance(part, QuantizedConv2d | QuantizedLinear):
+            part.weight_quantizer = nn.Identity()  # type: ignore[assignment]
+    return prepared

@@ -52,11 +52,16 @@ class ProbabilityQuantizer(nn.Module):
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
+        self._observing = False
 
     @property
     def rounds_now(self) -> bool:
-        """Whether outputs lie on the quantizer's own steps: always."""
-        return True
+        """Whether outputs lie on the quantizer's own steps."""
+        return not self._observing
+
+    def observe(self) -> None:
+        """Let inputs through unrounded from now on."""
+        self._observing = True
 
     def quantization(self) -> Quantization:
         """Return scale, zero point and range as stored."""
@@ -64,5 +69,7 @@ class ProbabilityQuantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, ...] -> the same; the gradient is that of the input."""
+        if self._observing:
+            return x
         steps = (x.detach() * 256).round_().clamp_(max=255)
         return x + (steps.div_(256) - x.detach())

@@ -79,9 +79,13 @@ class Device(Protocol):
         """
         ...
 
-    def trace(self, artifact: Path, inputs: NDArray[np.int8]) -> dict[str, NDArray[np.int8]]:
+    def trace(self, artifact: Path, inputs: NDArray[np.int8], *, fused: bool = True) -> dict[str, NDArray[np.int8]]:
         """Run `artifact` and return its intermediate tensors by their names in the integer graph, int8 [N, *shape].
 
-        Tensors that the runtime fuses away may be absent.
+        Args:
+            artifact: an export's directory.
+            inputs: stored integers, int8 [N, C, H, W].
+            fused: compute just what `measure` computes; tensors that the runtime fuses away are absent. Otherwise
+                keep every layer apart that can be.
         """
         ...

@@ -94,7 +94,7 @@ class CortexM:
             ram_bytes=firmware.static_ram_bytes + runs.stack_bytes,
         )
 
-    def trace(self, artifact: Path, inputs: NDArray[np.int8]) -> dict[str, NDArray[np.int8]]:
+    def trace(self, artifact: Path, inputs: NDArray[np.int8], *, fused: bool = True) -> dict[str, NDArray[np.int8]]:
         """Run a firmware that shows each layer's output; see `Device.trace`. Every tensor but the input is there."""
         sources = load_c_artifact(artifact, self.core)
         packed = sources.pack_inputs(inputs)

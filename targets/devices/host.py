@@ -43,9 +43,9 @@ class Host:
         """Run the artifact; see `Device.measure`."""
         return self._runtime(artifact).measure(artifact, inputs, progress)
 
-    def trace(self, artifact: Path, inputs: NDArray[np.int8]) -> dict[str, NDArray[np.int8]]:
+    def trace(self, artifact: Path, inputs: NDArray[np.int8], *, fused: bool = True) -> dict[str, NDArray[np.int8]]:
         """Run the artifact and return its tensors; see `Device.trace`."""
-        return self._runtime(artifact).trace(artifact, inputs)
+        return self._runtime(artifact).trace(artifact, inputs, fused=fused)
 
     def _runtime(self, artifact: Path) -> Device:
         kind = format_of(artifact)

@@ -76,7 +76,7 @@ class HostC:
                     progress(index + 1, len(packed))
         return Measurement(outputs=sources.unpack_outputs(outputs), latency_ms=tuple(latencies))
 
-    def trace(self, artifact: Path, inputs: NDArray[np.int8]) -> dict[str, NDArray[np.int8]]:
+    def trace(self, artifact: Path, inputs: NDArray[np.int8], *, fused: bool = True) -> dict[str, NDArray[np.int8]]:
         """Run sources that show each layer's output; see `Device.trace`. Every tensor but the input is there."""
         sources = load_c_artifact(artifact, GENERIC)
         packed = sources.pack_inputs(inputs)

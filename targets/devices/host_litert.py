@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from kdpipe.targets.artifact import ExportedArtifact, read_artifact
 from kdpipe.targets.dependencies import require
 from kdpipe.targets.devices.base import Measurement
 from kdpipe.targets.devices.session import THREADS, measure_session
+from kdpipe.targets.devices.tracing import Tensors, shown_layers
 from kdpipe.targets.errors import DeviceError
 from kdpipe.targets.tflite import FILE
 from kdpipe.targets.tflite_model import pack_model, unpack_model
@@ -42,24 +43,27 @@ class HostLitert:
         described = read_artifact(artifact)
         return measure_session(_Session(_load(_read(artifact), artifact), described, artifact), inputs, progress)
 
-    def trace(self, artifact: Path, inputs: NDArray[np.int8]) -> dict[str, NDArray[np.int8]]:
+    def trace(self, artifact: Path, inputs: NDArray[np.int8], *, fused: bool = True) -> dict[str, NDArray[np.int8]]:
         """Run the model with every tensor of the integer graph as a further output; see `Device.trace`.
 
         A Flatten whose elements are in TFLite's order is absent.
         """
         content, described = _read(artifact), read_artifact(artifact)
         try:
-            content, names = with_every_output(content)
+            names = stored_tensors(content)
         except Exception as error:  # the reader of a damaged file raises whatever it comes upon
             raise DeviceError(f"the model can't be traced ({error})", where=str(artifact / FILE)) from None
-        interpreter = _load(content, artifact)
-        session = _Session(interpreter, described, artifact)
-        session.infer(session.prepare(inputs))
-        details = interpreter.get_output_details()
-        return {
-            name: channels_first(interpreter.get_tensor(detail["index"]))
-            for name, detail in zip(names, details, strict=True)
-        }
+
+        def run(shown: Sequence[str]) -> tuple[NDArray[Any], Tensors]:
+            interpreter = _load(with_outputs(content, [names[name] for name in shown]), artifact)
+            session = _Session(interpreter, described, artifact)
+            output = session.infer(session.prepare(inputs))
+            _, *details = interpreter.get_output_details()
+            return output, {
+                name: interpreter.get_tensor(detail["index"]) for name, detail in zip(shown, details, strict=True)
+            }
+
+        return {name: channels_first(tensor) for name, tensor in shown_layers(run, list(names), fused=fused).items()}
 
 
 class _Session:
@@ -118,16 +122,21 @@ def _load(content: bytes, artifact: Path) -> Any:
     return interpreter
 
 
-def with_every_output(content: bytes) -> tuple[bytes, list[str]]:
-    """Return the file with every stored tensor as an output, and the tensors' names in the integer graph."""
+def stored_tensors(content: bytes) -> dict[str, int]:
+    """Return the index in the file of every tensor that is one of the integer graph's, by its name there."""
     model = unpack_model(content)
     (graph,) = model.subgraphs
     (metadata,) = (entry for entry in model.metadata if entry.name == METADATA.encode())
     properties = json.loads(bytes(model.buffers[metadata.buffer].data))
-    (output,) = graph.outputs
-    names = {index: tensor.name.decode() for index, tensor in enumerate(graph.tensors)}
-    stored = {index: name.removesuffix(STORED_SUFFIX) for index, name in names.items() if name.endswith(STORED_SUFFIX)}
-    if properties["output"] not in stored.values():  # the file's own output is int8, and named as such
-        stored[int(output)] = properties["output"]
-    graph.outputs = list(stored)
-    return pack_model(model), list(stored.values())
+    names = {tensor.name.decode(): index for index, tensor in enumerate(graph.tensors)}
+    stored = {name.removesuffix(STORED_SUFFIX): names[name] for name in names if name.endswith(STORED_SUFFIX)}
+    # Where the file's own output is int8, it is named as such.
+    return {properties["output"]: int(graph.outputs[0])} | stored
+
+
+def with_outputs(content: bytes, tensors: Sequence[int]) -> bytes:
+    """Return the file with further tensors as outputs, behind its own."""
+    model = unpack_model(content)
+    (graph,) = model.subgraphs
+    graph.outputs = [*graph.outputs, *tensors]
+    return pack_model(model)

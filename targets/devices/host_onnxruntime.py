@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from kdpipe.targets.artifact import INPUT_NAME, ExportedArtifact, read_artifact
 from kdpipe.targets.dependencies import require
 from kdpipe.targets.devices.base import Measurement
 from kdpipe.targets.devices.session import THREADS, measure_session
+from kdpipe.targets.devices.tracing import Tensors, shown_layers
 from kdpipe.targets.errors import DeviceError
 from kdpipe.targets.onnx import FILE, OFFSET, STORED_SUFFIX
 
@@ -39,7 +40,7 @@ class HostOnnxruntime:
         content = _read(artifact)
         return measure_session(_Session(_load(content, artifact), read_artifact(artifact)), inputs, progress)
 
-    def trace(self, artifact: Path, inputs: NDArray[np.int8]) -> dict[str, NDArray[np.int8]]:
+    def trace(self, artifact: Path, inputs: NDArray[np.int8], *, fused: bool = True) -> dict[str, NDArray[np.int8]]:
         """Run the model with every stored tensor as a further output; see `Device.trace`."""
         onnx = require("onnx", "onnx")
         protobuf = require("google.protobuf.message", "onnx")
@@ -50,14 +51,18 @@ class HostOnnxruntime:
                 f"not a readable ONNX file ({error})", where=str(artifact / FILE), remedy="Export it again"
             ) from None
         names = [name for node in model.graph.node for name in node.output if name.endswith(STORED_SUFFIX)]
-        for name in names:
-            model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
-        session = _load(model.SerializeToString(), artifact)
         real = read_artifact(artifact).input.quantization.dequantize(inputs)
-        tensors = session.run(names, {INPUT_NAME: real})
+
+        def run(shown: Sequence[str]) -> tuple[NDArray[Any], Tensors]:
+            showing = onnx.ModelProto()
+            showing.CopyFrom(model)
+            showing.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in shown)
+            output, *tensors = _load(showing.SerializeToString(), artifact).run(None, {INPUT_NAME: real})
+            return output, dict(zip(shown, tensors, strict=True))
+
         return {
             name.removesuffix(STORED_SUFFIX): (tensor.astype(np.int16) - OFFSET).astype(np.int8)
-            for name, tensor in zip(names, tensors, strict=True)
+            for name, tensor in shown_layers(run, names, fused=fused).items()
         }
 
 

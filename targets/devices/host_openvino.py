@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from kdpipe.targets.artifact import INPUT_NAME, OUTPUT_NAME, ExportedArtifact, r
 from kdpipe.targets.dependencies import require
 from kdpipe.targets.devices.base import Measurement
 from kdpipe.targets.devices.session import THREADS, measure_session
+from kdpipe.targets.devices.tracing import Tensors, shown_layers
 from kdpipe.targets.errors import DeviceError
 from kdpipe.targets.graph import Quantization
 from kdpipe.targets.openvino import STRUCTURE_FILE
@@ -43,19 +44,27 @@ class HostOpenvino:
         core, model = _read(artifact)
         return measure_session(_Session(_compile(core, model, artifact), described), inputs, progress)
 
-    def trace(self, artifact: Path, inputs: NDArray[np.int8]) -> dict[str, NDArray[np.int8]]:
+    def trace(self, artifact: Path, inputs: NDArray[np.int8], *, fused: bool = True) -> dict[str, NDArray[np.int8]]:
         """Run the model with every tensor of the integer graph as a further output; see `Device.trace`."""
-        core, model = _read(artifact)
+        real = read_artifact(artifact).input.quantization.dequantize(inputs)
+        _, model = _read(artifact)
         try:
             documents = json.loads(model.get_rt_info(["kdpipe", "tensors"]).astype(str))
-            tensors = {name: Quantization(**document) for name, document in documents.items()}
-            missing = [name for name in tensors if name not in model.output(OUTPUT_NAME).get_names()]
-            model.add_outputs(missing)
+            quantizations = {name: Quantization(**document) for name, document in documents.items()}
         except (RuntimeError, ValueError, TypeError) as error:
-            raise DeviceError(f"the model can't be traced ({error})", where=str(artifact / STRUCTURE_FILE)) from None
-        compiled = _compile(core, model, artifact)
-        results = compiled({INPUT_NAME: read_artifact(artifact).input.quantization.dequantize(inputs)})
-        return {name: quantization.quantize(results[name]) for name, quantization in tensors.items()}
+            raise _trace_error(error, artifact) from None
+
+        def run(shown: Sequence[str]) -> tuple[NDArray[Any], Tensors]:
+            core, showing = _read(artifact)
+            try:
+                showing.add_outputs([name for name in shown if name not in showing.output(OUTPUT_NAME).get_names()])
+            except (RuntimeError, TypeError) as error:
+                raise _trace_error(error, artifact) from None
+            results = _compile(core, showing, artifact)({INPUT_NAME: real})
+            return results[OUTPUT_NAME], {name: results[name] for name in shown}
+
+        tensors = shown_layers(run, list(quantizations), fused=fused)
+        return {name: quantizations[name].quantize(tensor) for name, tensor in tensors.items()}
 
 
 class _Session:
@@ -101,3 +110,7 @@ def _load_error(error: RuntimeError, artifact: Path) -> DeviceError:
     return DeviceError(
         f"openvino can't load the model ({reason})", where=str(artifact / STRUCTURE_FILE), remedy="Export it again"
     )
+
+
+def _trace_error(error: Exception, artifact: Path) -> DeviceError:
+    return DeviceError(f"the model can't be traced ({error})", where=str(artifact / STRUCTURE_FILE))

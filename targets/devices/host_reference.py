@@ -41,6 +41,6 @@ class HostReference:
                 progress(min(start + BATCH, len(inputs)), len(inputs))
         return Measurement(np.concatenate(outputs))
 
-    def trace(self, artifact: Path, inputs: NDArray[np.int8]) -> dict[str, NDArray[np.int8]]:
+    def trace(self, artifact: Path, inputs: NDArray[np.int8], *, fused: bool = True) -> dict[str, NDArray[np.int8]]:
         """Compute the graph and return every tensor; see `Device.trace`."""
         return run_all(load_graph(artifact), inputs)

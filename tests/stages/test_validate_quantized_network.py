@@ -19,7 +19,7 @@ from kdpipe.targets.errors import ArtifactError, DataError, UsageError
 from kdpipe.targets.graph import Conv2d
 from kdpipe.targets.graph_files import load_graph, save_graph
 
-EXACT = {"max_step_difference": 0, "top1_agreement": 1.0, "first_divergent_layer": None}
+EXACT = {"max_step_difference": 0, "top1_agreement": 1.0, "first_divergent_layer": None, "layers": []}
 
 
 @pytest.fixture

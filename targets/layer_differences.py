@@ -1,0 +1,221 @@
+"""Two runs of one network compared layer by layer: by how much, in what share, and which layer differs first.
+
+A difference in one layer changes what the next ones read, so that the layers behind differ too. Where one of the two
+runs is the integer graph, each layer of the other is therefore also compared by itself: with what the graph's operator
+gives for the very integers that the other run's layer read. What is found then is the layer's own doing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdpipe.targets.errors import UsageError
+from kdpipe.targets.graph import Add, IntegerGraph, Node, Quantization
+from kdpipe.targets.reference import compute, run_all
+from kdpipe.targets.rounding_slack import ROUNDING_SLACK, rounding_slack
+from kdpipe.targets.unrounded import unrounded
+
+ROUNDING: Literal["rounding"] = "rounding"
+Limit = int | Literal["rounding"] | None
+"""What a layer may differ by: steps; `rounding`, what another correct rounding may give; or anything (None)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """What a run computed.
+
+    Args:
+        format: of what was run: torch, quantized-torch, integer-graph, onnx, openvino, tflite or c.
+        tensors: by layer, [N, *shape]: stored integers, or float32 for layers without a quantization.
+        quantizations: by layer, what stored integers stand for; empty for a float network.
+        graph: where the integer graph itself was run.
+        apart: another run's tensors, with every layer kept apart, where `tensors` lacks some that the runtime fuses.
+    """
+
+    format: str
+    tensors: Mapping[str, NDArray[Any]]
+    quantizations: Mapping[str, Quantization] = field(default_factory=dict)
+    graph: IntegerGraph | None = None
+    apart: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+    @property
+    def fused(self) -> tuple[str, ...]:
+        """The layers that are only computed together with those that read them."""
+        return tuple(name for name in self.apart if name not in self.tensors)
+
+    def real(self, name: str) -> NDArray[np.float64]:
+        """Return a tensor as real numbers."""
+        tensor, quantization = self.tensors[name], self.quantizations.get(name)
+        if quantization is None:
+            return tensor.astype(np.float64)
+        real: NDArray[np.float64] = quantization.scale * (tensor.astype(np.float64) - quantization.zero_point)
+        return real
+
+
+@dataclass(frozen=True)
+class LayerDifference:
+    """One layer of two runs, A and B.
+
+    Args:
+        name: of the layer, as in the user's module.
+        steps: the largest difference in steps of B's quantization (of A's where B has none); None where neither is
+            quantized, or the layer is fused. A whole number where both store integers of one quantization.
+        exact: the share of elements that are equal, in [0, 1]; of a float and a stored tensor, equal when rounded.
+            None where the runtime fuses the layer with what reads it, so that it is only compared by itself.
+        snr_db: the power of A over that of the difference, in decibels; None where nothing differs, or A is 0.
+        own_steps: the largest difference of the layer by itself, in steps; None without an integer graph.
+        misrounded: how many elements of the layer by itself are neither the graph's nor another correct rounding
+            of the exact value; None without an integer graph.
+    """
+
+    name: str
+    steps: float | None
+    exact: float | None
+    snr_db: float | None
+    own_steps: int | None = None
+    misrounded: int | None = None
+
+    def exceeds(self, limit: Limit) -> bool:
+        """Whether the layer differs by more than `limit`: by itself where that is known."""
+        if limit is None:
+            return False
+        if limit == ROUNDING:
+            return bool(self.misrounded)
+        found = self.own_steps if self.own_steps is not None else self.steps
+        return self.exact != 1 if found is None else found > limit
+
+
+def trace_graph(graph: IntegerGraph, inputs: NDArray[np.int8]) -> Trace:
+    """Compute the integer graph on stored integers, int8 [N, *graph.input.shape]."""
+    return Trace("integer-graph", run_all(graph, inputs), graph.quantizations(), graph)
+
+
+def compare_layers(a: Trace, b: Trace) -> tuple[LayerDifference, ...]:
+    """Compare every layer that both runs have, in A's order.
+
+    Layers that one of them fuses are there if they can be compared by themselves.
+
+    Raises:
+        UsageError: they have no layer in common, or one of another shape.
+    """
+    names = [name for name in a.tensors if name in b.tensors]
+    if not names:
+        raise UsageError("the two have no layer in common", remedy="Compare two forms of one network")
+    for name in names:
+        shapes = [list(trace.tensors[name].shape[1:]) for trace in (a, b)]
+        if shapes[0] != shapes[1]:
+            raise UsageError(f"the layer has shape {shapes[0]} in one and {shapes[1]} in the other", where=name)
+    own = _own_differences(a, b)
+    order = [*a.tensors, *(name for name in b.tensors if name not in a.tensors)]
+    if b.graph is not None:
+        order = list(b.tensors)
+    fused = {*a.fused, *b.fused}
+    return tuple(
+        _compare(name, a, b, own.get(name)) if name in names else LayerDifference(name, None, None, None, *own[name])
+        for name in order
+        if name in names or (name in fused and name in own)
+    )
+
+
+def first_divergent_layer(layers: Sequence[LayerDifference], limit: Limit = 0) -> str | None:
+    """Return the name of the first layer that differs by more than `limit`, or None."""
+    return next((layer.name for layer in layers if layer.exceeds(limit)), None)
+
+
+def default_limit(a: Trace, b: Trace) -> Limit:
+    """Return what two correct runs may differ by.
+
+    Nothing, where both compute the integer graph's fixed point; `rounding`, where a runtime that rounds in its own way
+    is compared with the graph; anything, where one is a float network.
+    """
+    if "torch" in (a.format, b.format):
+        return None
+    if (a.graph is None) == (b.graph is None):
+        return 0
+    other = b if a.graph is not None else a
+    return ROUNDING if other.format in ROUNDING_SLACK else 0
+
+
+def _compare(name: str, a: Trace, b: Trace, own: tuple[int, int] | None) -> LayerDifference:
+    first, second = a.real(name), b.real(name)
+    difference = np.abs(first - second)
+    quantization = b.quantizations.get(name) or a.quantizations.get(name)
+    steps: float | None = None
+    if name in a.quantizations and a.quantizations.get(name) == b.quantizations.get(name):
+        stored = np.abs(a.tensors[name].astype(np.int64) - b.tensors[name])
+        steps, exact = int(stored.max()), float((stored == 0).mean())
+    elif quantization is not None:
+        steps = float(difference.max() / quantization.scale)
+        exact = float((quantization.quantize(first) == quantization.quantize(second)).mean())
+    else:
+        exact = float((difference == 0).mean())
+    signal, noise = float(np.square(first).sum()), float(np.square(difference).sum())
+    snr = 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None
+    own_steps, misrounded = own or (None, None)
+    return LayerDifference(name, steps, exact, snr, own_steps, misrounded)
+
+
+def _own_differences(a: Trace, b: Trace) -> dict[str, tuple[int, int]]:
+    """Return (largest difference, misrounded elements) of each layer by itself; nothing without an integer graph."""
+    reference, other = (a, b) if a.graph is not None else (b, a)
+    if reference.graph is None or "torch" in (a.format, b.format):
+        return {}
+    found = _by_themselves(reference.graph, reference.tensors, other.tensors, other.format)
+    if other.fused:
+        apart = _by_themselves(reference.graph, reference.tensors, other.apart, other.format)
+        found |= {name: apart[name] for name in other.fused}
+    return found
+
+
+def _by_themselves(
+    graph: IntegerGraph, given: Mapping[str, NDArray[Any]], traced: Mapping[str, NDArray[Any]], runtime: str
+) -> dict[str, tuple[int, int]]:
+    known = {graph.input_name: traced.get(graph.input_name, given[graph.input_name])}
+    wrong = np.abs(known[graph.input_name].astype(np.int64) - given[graph.input_name])
+    found = {graph.input_name: (int(wrong.max()), int((wrong > 0).sum()))}
+    # Of layers that are not traced, what they are before they are rounded: a fused one need not be rounded.
+    never_rounded: dict[str, NDArray[np.float64]] = {}
+    for node in graph.nodes:
+        values, types = [known[name] for name in node.inputs], [graph.tensor(name) for name in node.inputs]
+        expected = compute(node.op, values, types, node.output, graph.rounding)
+        actual = traced.get(node.name)
+        # What a runtime has no tensor for is taken as computed rightly; its readers show it if it is not.
+        known[node.name] = expected if actual is None else actual
+        differs = expected != known[node.name]
+        exact = unrounded(node.op, values, types, node.output) if actual is None or differs.any() else None
+        if actual is None:
+            if exact is not None:
+                never_rounded[node.name] = exact
+            continue
+        largest = int(np.abs(expected.astype(np.int64) - actual).max())
+        if exact is not None:
+            slack = 0.5 + rounding_slack(runtime, node.op, values, types, node.output)
+            choices = [exact]
+            if isinstance(node.op, Add):
+                reals = (
+                    unrounded(node.op, mixed, types, node.output) for mixed in _choices(node, values, never_rounded)
+                )
+                choices += [real for real in reals if real is not None]
+            differs = min((differs & (np.abs(actual - choice) > slack) for choice in choices), key=np.sum)
+        found[node.name] = (largest, int(differs.sum()))
+    return found
+
+
+def _choices(
+    node: Node, values: Sequence[NDArray[Any]], never_rounded: Mapping[str, NDArray[np.float64]]
+) -> list[list[NDArray[Any]]]:
+    """Return a node's inputs with one or all of those that were perhaps never rounded as they are before that."""
+    if never_rounded.keys().isdisjoint(node.inputs):
+        return []
+    pairs = [
+        (value, never_rounded[name]) if name in never_rounded else (value,)
+        for name, value in zip(node.inputs, values, strict=True)
+    ]
+    return [list(choice) for choice in product(*pairs)][1:]
