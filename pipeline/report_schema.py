@@ -101,7 +101,7 @@ class LayerDifferenceReport(_Strict):
 
     name: str
     steps: float | None
-    exact: float | None = Field(ge=0, le=1)
+    exact: float = Fraction
     snr_db: float | None
     own_steps: int | None
     misrounded: int | None

@@ -110,7 +110,9 @@ def print_difference(found: ArtifactDifference) -> None:
     _print(table)
     if found.fused:
         told = f"The runtime does not compute {', '.join(found.fused)} apart from what reads"
-        _print(Text(f"{told} {'it' if len(found.fused) == 1 else 'them'}: compared in a run of their own"))
+        _print(
+            Text(f"{told} {'it' if len(found.fused) == 1 else 'them'}: shown as in a run that keeps the layers apart")
+        )
     limits: dict[int | str | None, str] = {None: "none", "rounding": "another rounding of the exact value"}
     limit = limits.get(found.limit) or steps(float(found.limit or 0))
     _print(Text(f"A: {found.a}; B: {found.b}; {plural(found.samples, 'image')}; limit of a layer: {limit}"))

@@ -26,8 +26,8 @@ class ArtifactDifference:
         limit: by how much a layer may differ; see `kdpipe.targets.layer_differences.Limit`.
         layers: in A's order.
         first_divergent_layer: the first that differs by more than the limit.
-        fused: the layers that A's or B's runtime computes only together with those that read them; compared by
-            themselves, in a run that keeps them apart.
+        fused: the layers that A's or B's runtime computes only together with those that read them; what is said
+            of them comes from a run that keeps them apart.
     """
 
     a: str

@@ -50,9 +50,18 @@ class Trace:
         """The layers that are only computed together with those that read them."""
         return tuple(name for name in self.apart if name not in self.tensors)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The layers, fused ones too, in order."""
+        return tuple(self.apart if self.fused else self.tensors)
+
+    def tensor(self, name: str) -> NDArray[Any]:
+        """Return a tensor; a fused layer's as it is where the layers are kept apart."""
+        return self.tensors[name] if name in self.tensors else self.apart[name]
+
     def real(self, name: str) -> NDArray[np.float64]:
         """Return a tensor as real numbers."""
-        tensor, quantization = self.tensors[name], self.quantizations.get(name)
+        tensor, quantization = self.tensor(name), self.quantizations.get(name)
         if quantization is None:
             return tensor.astype(np.float64)
         real: NDArray[np.float64] = quantization.scale * (tensor.astype(np.float64) - quantization.zero_point)
@@ -66,9 +75,8 @@ class LayerDifference:
     Args:
         name: of the layer, as in the user's module.
         steps: the largest difference in steps of B's quantization (of A's where B has none); None where neither is
-            quantized, or the layer is fused. A whole number where both store integers of one quantization.
+            quantized. A whole number where both store integers of one quantization.
         exact: the share of elements that are equal, in [0, 1]; of a float and a stored tensor, equal when rounded.
-            None where the runtime fuses the layer with what reads it, so that it is only compared by itself.
         snr_db: the power of A over that of the difference, in decibels; None where nothing differs, or A is 0.
         own_steps: the largest difference of the layer by itself, in steps; None without an integer graph.
         misrounded: how many elements of the layer by itself are neither the graph's nor another correct rounding
@@ -77,7 +85,7 @@ class LayerDifference:
 
     name: str
     steps: float | None
-    exact: float | None
+    exact: float
     snr_db: float | None
     own_steps: int | None = None
     misrounded: int | None = None
@@ -89,7 +97,7 @@ class LayerDifference:
         if limit == ROUNDING:
             return bool(self.misrounded)
         found = self.own_steps if self.own_steps is not None else self.steps
-        return self.exact != 1 if found is None else found > limit
+        return self.exact < 1 if found is None else found > limit
 
 
 def trace_graph(graph: IntegerGraph, inputs: NDArray[np.int8]) -> Trace:
@@ -98,30 +106,20 @@ def trace_graph(graph: IntegerGraph, inputs: NDArray[np.int8]) -> Trace:
 
 
 def compare_layers(a: Trace, b: Trace) -> tuple[LayerDifference, ...]:
-    """Compare every layer that both runs have, in A's order.
-
-    Layers that one of them fuses are there if they can be compared by themselves.
+    """Compare every layer that both runs have, in A's order; fused ones as they are in the run that keeps them apart.
 
     Raises:
         UsageError: they have no layer in common, or one of another shape.
     """
-    names = [name for name in a.tensors if name in b.tensors]
+    names = [name for name in a.names if name in b.names]
     if not names:
         raise UsageError("the two have no layer in common", remedy="Compare two forms of one network")
     for name in names:
-        shapes = [list(trace.tensors[name].shape[1:]) for trace in (a, b)]
+        shapes = [list(trace.tensor(name).shape[1:]) for trace in (a, b)]
         if shapes[0] != shapes[1]:
             raise UsageError(f"the layer has shape {shapes[0]} in one and {shapes[1]} in the other", where=name)
     own = _own_differences(a, b)
-    order = [*a.tensors, *(name for name in b.tensors if name not in a.tensors)]
-    if b.graph is not None:
-        order = list(b.tensors)
-    fused = {*a.fused, *b.fused}
-    return tuple(
-        _compare(name, a, b, own.get(name)) if name in names else LayerDifference(name, None, None, None, *own[name])
-        for name in order
-        if name in names or (name in fused and name in own)
-    )
+    return tuple(_compare(name, a, b, own.get(name)) for name in names)
 
 
 def first_divergent_layer(layers: Sequence[LayerDifference], limit: Limit = 0) -> str | None:
@@ -149,7 +147,7 @@ def _compare(name: str, a: Trace, b: Trace, own: tuple[int, int] | None) -> Laye
     quantization = b.quantizations.get(name) or a.quantizations.get(name)
     steps: float | None = None
     if name in a.quantizations and a.quantizations.get(name) == b.quantizations.get(name):
-        stored = np.abs(a.tensors[name].astype(np.int64) - b.tensors[name])
+        stored = np.abs(a.tensor(name).astype(np.int64) - b.tensor(name))
         steps, exact = int(stored.max()), float((stored == 0).mean())
     elif quantization is not None:
         steps = float(difference.max() / quantization.scale)
@@ -211,11 +209,11 @@ def _by_themselves(
 def _choices(
     node: Node, values: Sequence[NDArray[Any]], never_rounded: Mapping[str, NDArray[np.float64]]
 ) -> list[list[NDArray[Any]]]:
-    """Return a node's inputs with one or all of those that were perhaps never rounded as they are before that."""
+    """Return what a node may have read where an input was fused: as the graph rounds it, to even, or never rounded."""
     if never_rounded.keys().isdisjoint(node.inputs):
         return []
     pairs = [
-        (value, never_rounded[name]) if name in never_rounded else (value,)
+        (value, np.rint(never_rounded[name]), never_rounded[name]) if name in never_rounded else (value,)
         for name, value in zip(node.inputs, values, strict=True)
     ]
     return [list(choice) for choice in product(*pairs)][1:]

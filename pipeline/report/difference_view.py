@@ -10,18 +10,16 @@ from kdpipe.pipeline.report.target_view import Cell, Table, TableRow, make_table
 
 COLUMNS = ("Largest difference", "Exact", "SNR", "By itself", "Misrounded")
 NOTHING_DIFFERS = "nothing differs, or there is no signal"
-FUSED = "the runtime computes it only together with what reads it: compared in a run that keeps it apart"
 NOT_QUANTIZED = "neither of the two is quantized"
 NO_GRAPH = "neither of the two is the integer graph"
 
 
 def difference_cells(layer: LayerDifference) -> tuple[Cell, ...]:
     """Return a layer's cells, in the order of `COLUMNS`."""
-    fused = layer.exact is None
     return (
-        _cell(None if layer.steps is None else steps(layer.steps), FUSED if fused else NOT_QUANTIZED),
-        _cell(None if layer.exact is None else share(layer.exact), FUSED),
-        _cell(None if layer.snr_db is None else f"{layer.snr_db:.1f} dB", FUSED if fused else NOTHING_DIFFERS),
+        _cell(None if layer.steps is None else steps(layer.steps), NOT_QUANTIZED),
+        Cell(share(layer.exact)),
+        _cell(None if layer.snr_db is None else f"{layer.snr_db:.1f} dB", NOTHING_DIFFERS),
         _cell(None if layer.own_steps is None else steps(layer.own_steps), NO_GRAPH),
         _cell(None if layer.misrounded is None else count(layer.misrounded), NO_GRAPH),
     )

@@ -111,7 +111,7 @@ class LayerDifference(_Entry):
 
     name: str
     steps: float | None = None
-    exact: float | None = None
+    exact: float
     snr_db: float | None = None
     own_steps: int | None = None
     misrounded: int | None = None

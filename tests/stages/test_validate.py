@@ -84,7 +84,12 @@ def test_the_integer_graph_itself(model: Path, split: Path) -> None:
     assert record.accuracy == record.baseline_accuracy == (COUNT - WRONG) / COUNT
     assert record.samples == COUNT
     assert record.latency_ms is None
-    assert record.parity == {"max_step_difference": 0, "top1_agreement": 1.0, "first_divergent_layer": None}
+    assert record.parity == {
+        "max_step_difference": 0,
+        "top1_agreement": 1.0,
+        "first_divergent_layer": None,
+        "layers": [],
+    }
     assert [name for name, _ in record.files] == ["graph.json", "weights.safetensors"]
 
 
@@ -108,7 +113,7 @@ def test_runtimes_of_this_machine(target: str, graph, model: Path, split: Path, 
 
 def test_c_on_this_machine_and_emulated(graph, model: Path, split: Path, tmp_path: Path) -> None:
     artifact = exported(graph, "c", tmp_path)
-    exact = {"max_step_difference": 0, "top1_agreement": 1.0, "first_divergent_layer": None}
+    exact = {"max_step_difference": 0, "top1_agreement": 1.0, "first_divergent_layer": None, "layers": []}
     here = validate_artifact(artifact, device="host", split=split, reference=model)
     assert here.parity == exact
     pytest.importorskip("unicorn")
@@ -133,6 +138,10 @@ def test_a_changed_weight_is_found_by_layer(graph, model: Path, split: Path, tmp
     record = validate_artifact(exported(other, "c", tmp_path), device="host", split=split, reference=model)
     assert record.parity is not None
     assert record.parity["first_divergent_layer"] == victim
+    first = next(layer for layer in record.parity["layers"] if layer["own_steps"])
+    assert first["name"] == victim
+    assert first["misrounded"] > 0
+    assert first["exact"] < 1
     assert record.parity["max_step_difference"] > 1
 
 
@@ -250,7 +259,12 @@ def test_an_onnx_file_is_a_reference_too(graph, split: Path, tmp_path: Path) -> 
     theirs = exported(graph, "onnx", tmp_path) / "model.onnx"
     artifact = exported(graph, "c", tmp_path)
     record = validate_artifact(artifact, device="host", split=split, reference=theirs)
-    assert record.parity == {"max_step_difference": 0, "top1_agreement": 1.0, "first_divergent_layer": None}
+    assert record.parity == {
+        "max_step_difference": 0,
+        "top1_agreement": 1.0,
+        "first_divergent_layer": None,
+        "layers": [],
+    }
 
 
 @pytest.mark.parametrize(
