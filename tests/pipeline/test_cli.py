@@ -79,7 +79,7 @@ def test_planning_loads_no_torch(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-COMMANDS = ["run", "plan", "export", "validate", "report", "ls", "schema", "doctor", "init"]
+COMMANDS = ["run", "plan", "export", "validate", "diff", "report", "ls", "schema", "doctor", "init"]
 
 
 def test_the_promised_commands_are_there(kdpipe: Any, tmp_path: Path) -> None:
@@ -114,6 +114,8 @@ def test_each_command_has_help(kdpipe: Any, tmp_path: Path, command: str) -> Non
         (["export", "c", ".", "-o", "out", "--core", "cortex-m44"], "cortex-m44"),
         (["export", "onnx", ".", "-o", "out", "--core", "cortex-m4"], "onnx has no option core"),
         (["validate", "nowhere", "--data", "digits"], "no such directory: nowhere"),
+        (["diff", ".", "nowhere", "--data", "digits"], "B: no such directory: nowhere"),
+        (["diff", ".", ".", "--data", "digits", "--max-steps", "-1"], "--max-steps"),
         (["validate", ".", "--data", "mnist"], "'mnist' can't be named alone: it needs folder"),
         (["validate", ".", "--data", "digit"], "no data 'digit'. Did you mean digits?"),
         (["validate", ".", "--data", "digits.tset"], "'digits' has no split 'tset'. Did you mean test?"),

@@ -132,6 +132,19 @@ def test_everything_of_a_run_is_on_its_page():
     assert "11 of 11" in text
 
 
+def test_layers_that_were_compared_are_on_the_page():
+    report = sample("rich")
+    (target,) = (target for target in report["targets"] if target["name"] == "tflite")
+    target["parity"]["layers"] = [
+        {"name": "conv1", "steps": 0, "exact": 1.0, "snr_db": None, "own_steps": 0, "misrounded": 0},
+        {"name": "layer2.0.conv1", "steps": 2, "exact": 0.999999, "snr_db": 41.25, "own_steps": 1, "misrounded": 1234},
+    ]
+    text = render(report).text
+    assert "tflite, layer by layer" in text
+    assert "layer2.0.conv1 2 steps 99.9999 % 41.2 dB 1 step 1 234" in text
+    assert "onnx, layer by layer" not in text
+
+
 def test_missing_values_are_dashes_with_their_reason():
     text = render(sample("rich")).text
     assert "an emulator's clock says nothing about the device" in text

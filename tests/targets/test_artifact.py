@@ -33,6 +33,9 @@ def test_it_says_what_the_graph_is(random_graph) -> None:
     assert artifact.input.quantization == graph.input.quantization
     assert artifact.output.shape == graph.output.shape
     assert artifact.key == graph.metadata["key"]
+    assert artifact.tensors == {"input": graph.input.quantization} | {
+        n.name: n.output.quantization for n in graph.nodes
+    }
     assert set(artifact.weight_bits.values()) == {3}
     assert {name: bits for name, bits in artifact.stored_bits.items() if name.startswith("conv")}
     expected_values = expected_constants = 0
@@ -42,6 +45,14 @@ def test_it_says_what_the_graph_is(random_graph) -> None:
         expected_values += (weight.values.size * stored + 7) // 8
         expected_constants += 8 * len(weight.scales)
     assert artifact.weight_bytes == {"values": expected_values, "scales_and_biases": expected_constants}
+
+
+def test_an_earlier_export_names_no_tensors(random_graph, tmp_path: Path) -> None:
+    write_artifact(described(random_graph(0)), tmp_path)
+    document = json.loads((tmp_path / FILE).read_text(encoding="utf-8"))
+    del document["tensors"]
+    (tmp_path / FILE).write_text(json.dumps(document), encoding="utf-8")
+    assert read_artifact(tmp_path).tensors == {}
 
 
 def test_sizes_are_the_files(random_graph, tmp_path: Path) -> None:
