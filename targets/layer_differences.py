@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdpipe.targets.errors import UsageError
-from kdpipe.targets.graph import Add, IntegerGraph, Node, Quantization
+from kdpipe.targets.graph import Add, IntegerGraph, Node, Quantization, TensorType
 from kdpipe.targets.reference import compute, run_all
 from kdpipe.targets.rounding_slack import ROUNDING_SLACK, rounding_slack
 from kdpipe.targets.unrounded import unrounded
@@ -165,55 +165,66 @@ def _own_differences(a: Trace, b: Trace) -> dict[str, tuple[int, int]]:
     reference, other = (a, b) if a.graph is not None else (b, a)
     if reference.graph is None or "torch" in (a.format, b.format):
         return {}
-    found = _by_themselves(reference.graph, reference.tensors, other.tensors, other.format)
-    if other.fused:
-        apart = _by_themselves(reference.graph, reference.tensors, other.apart, other.format)
-        found |= {name: apart[name] for name in other.fused}
-    return found
+    # Layers of which it is not known what they read where some are fused are judged where all are kept apart.
+    return {
+        **_by_themselves(reference.graph, reference.tensors, other.apart, other.format),
+        **_by_themselves(reference.graph, reference.tensors, other.tensors, other.format),
+    }
 
 
 def _by_themselves(
     graph: IntegerGraph, given: Mapping[str, NDArray[Any]], traced: Mapping[str, NDArray[Any]], runtime: str
 ) -> dict[str, tuple[int, int]]:
-    known = {graph.input_name: traced.get(graph.input_name, given[graph.input_name])}
+    if graph.input_name not in traced:
+        return {}
+    known = {graph.input_name: traced[graph.input_name]}
     wrong = np.abs(known[graph.input_name].astype(np.int64) - given[graph.input_name])
     found = {graph.input_name: (int(wrong.max()), int((wrong > 0).sum()))}
     # Of layers that are not traced, what they are before they are rounded: a fused one need not be rounded.
     never_rounded: dict[str, NDArray[np.float64]] = {}
     for node in graph.nodes:
-        values, types = [known[name] for name in node.inputs], [graph.tensor(name) for name in node.inputs]
-        expected = compute(node.op, values, types, node.output, graph.rounding)
-        actual = traced.get(node.name)
-        # What a runtime has no tensor for is taken as computed rightly; its readers show it if it is not.
-        known[node.name] = expected if actual is None else actual
-        differs = expected != known[node.name]
-        exact = unrounded(node.op, values, types, node.output) if actual is None or differs.any() else None
+        types, actual = [graph.tensor(name) for name in node.inputs], traced.get(node.name)
+        if actual is not None:
+            known[node.name] = actual
+        if any(name not in known for name in node.inputs):
+            fits = isinstance(node.op, Add) and all(name in known or name in never_rounded for name in node.inputs)
+            if not fits or actual is None:
+                continue
+        choices = _choices(node, known, never_rounded, types)
+        expected = compute(node.op, choices[0], types, node.output, graph.rounding)
         if actual is None:
-            if exact is not None:
+            exact = unrounded(node.op, choices[0], types, node.output)
+            if exact is None:
+                known[node.name] = expected
+            else:
                 never_rounded[node.name] = exact
             continue
+        differs = expected != actual
         largest = int(np.abs(expected.astype(np.int64) - actual).max())
-        if exact is not None:
-            slack = 0.5 + rounding_slack(runtime, node.op, values, types, node.output)
-            choices = [exact]
-            if isinstance(node.op, Add):
-                reals = (
-                    unrounded(node.op, mixed, types, node.output) for mixed in _choices(node, values, never_rounded)
-                )
-                choices += [real for real in reals if real is not None]
-            differs = min((differs & (np.abs(actual - choice) > slack) for choice in choices), key=np.sum)
+        if differs.any():
+            slack = 0.5 + rounding_slack(runtime, node.op, choices[0], types, node.output)
+            exacts = [unrounded(node.op, choice, types, node.output) for choice in choices]
+            wrong_by_choice = [differs & (np.abs(actual - exact) > slack) for exact in exacts if exact is not None]
+            differs = min(wrong_by_choice, key=np.sum, default=differs)
         found[node.name] = (largest, int(differs.sum()))
     return found
 
 
 def _choices(
-    node: Node, values: Sequence[NDArray[Any]], never_rounded: Mapping[str, NDArray[np.float64]]
+    node: Node,
+    known: Mapping[str, NDArray[Any]],
+    never_rounded: Mapping[str, NDArray[np.float64]],
+    types: Sequence[TensorType],
 ) -> list[list[NDArray[Any]]]:
-    """Return what a node may have read where an input was fused: as the graph rounds it, to even, or never rounded."""
-    if never_rounded.keys().isdisjoint(node.inputs):
-        return []
-    pairs = [
-        (value, np.rint(never_rounded[name]), never_rounded[name]) if name in never_rounded else (value,)
-        for name, value in zip(node.inputs, values, strict=True)
-    ]
-    return [list(choice) for choice in product(*pairs)][1:]
+    """Return what a node may have read: of a fused input, what it is rounded to (half up, to even), or it itself."""
+
+    def forms(name: str, tensor: TensorType) -> tuple[NDArray[Any], ...]:
+        if name in known:
+            return (known[name],)
+        real, q = never_rounded[name], tensor.quantization
+        half_up, to_even = (
+            np.clip(value, q.qmin, q.qmax).astype(np.int8) for value in (np.floor(real + 0.5), np.rint(real))
+        )
+        return half_up, to_even, real
+
+    return [list(choice) for choice in product(*(forms(*pair) for pair in zip(node.inputs, types, strict=True)))]

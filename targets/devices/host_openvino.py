@@ -63,7 +63,7 @@ class HostOpenvino:
             results = _compile(core, showing, artifact)({INPUT_NAME: real})
             return results[OUTPUT_NAME], {name: results[name] for name in shown}
 
-        tensors = shown_layers(run, list(quantizations), fused=fused)
+        tensors = shown_layers(run, list(quantizations), fused=fused, suspects=_added(model))
         return {name: quantizations[name].quantize(tensor) for name, tensor in tensors.items()}
 
 
@@ -110,6 +110,17 @@ def _load_error(error: RuntimeError, artifact: Path) -> DeviceError:
     return DeviceError(
         f"openvino can't load the model ({reason})", where=str(artifact / STRUCTURE_FILE), remedy="Export it again"
     )
+
+
+def _added(model: Any) -> set[str]:
+    """Return the layers whose outputs are added to each other: convolutions among them are fused with the sum."""
+    found = set()
+    for operation in model.get_ops():
+        if operation.get_type_name() == "Add":
+            sources = [value.get_source_output().get_node() for value in operation.inputs()]
+            if all(source.get_type_name() != "Constant" for source in sources):
+                found |= {source.get_friendly_name() for source in sources}
+    return found
 
 
 def _trace_error(error: Exception, artifact: Path) -> DeviceError:

@@ -83,10 +83,11 @@ def test_the_first_divergent_layer_is_named(random_graph, random_inputs) -> None
         layers = compare_layers(a, Trace("c", tensors, a.quantizations))
         assert first_divergent_layer(layers) == name
         assert first_divergent_layer(layers, "rounding") == name
-    # What is not traced can't be compared; what comes after it is still compared by itself, and only the last is wrong.
+    # What is not traced can't be compared, nor what reads it be judged by itself.
     del tensors[names[1]]
     layers = compare_layers(a, Trace("c", tensors, a.quantizations))
-    assert names[1] not in {layer.name for layer in layers}
+    assert [layer.name for layer in layers] == [graph.input_name, names[0], *names[2:]]
+    assert [layer.own_steps is None for layer in layers][:3] == [False, False, True]
     assert first_divergent_layer(layers) == names[-1]
 
 
@@ -160,5 +161,8 @@ def test_showing_a_layer_must_not_change_the_output() -> None:
 
     assert list(shown_layers(run, "abcde", fused=True)) == ["a", "c", "e"]
     assert asked[0] == ()
+    asked.clear()
+    assert list(shown_layers(run, "abcde", fused=True, suspects="bde")) == ["a", "c"]
+    assert asked == [(), tuple("abcde"), ("a", "c")]
     assert list(shown_layers(run, "abcde", fused=False)) == list("abcde")
     assert asked[-1] == tuple("abcde")
