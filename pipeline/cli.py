@@ -336,21 +336,19 @@ def diff(
         for path, where in ((first, "A"), (second, "B")):
             require_model(path, where)
         from kdpipe.pipeline.data_source import split_directory
+        from kdpipe.pipeline.diff_command import diff_and_print
         from kdpipe.pipeline.store import Store, default_root
-        from kdpipe.pipeline.tables import print_difference, print_json
-        from kdpipe.stages.diff import diff_artifacts
 
-        split = split_directory(data, Store(store or default_root()))
-        found = diff_artifacts(
-            first, second, split=split, devices=(first_device, device), samples=samples, max_steps=max_steps
+        within_limit = diff_and_print(
+            first,
+            second,
+            split=split_directory(data, Store(store or default_root())),
+            devices=(first_device, device),
+            samples=samples,
+            max_steps=max_steps,
+            as_json=as_json,
         )
-        if as_json:
-            from dataclasses import asdict
-
-            print_json(asdict(found))
-        else:
-            print_difference(found)
-        if found.first_divergent_layer is not None:
+        if not within_limit:
             raise typer.Exit(GATE_FAILED)
 
 
