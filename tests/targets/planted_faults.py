@@ -81,34 +81,38 @@ def _plant_onnx(directory: Path, fault: str, layer: str, units: int) -> None:
     import onnx
     from onnx import numpy_helper
 
+    from kdpipe.targets.onnx import stored_name
+
     path = directory / "model.onnx"
     model = onnx.load(path)
-    nodes = {node.name: node for node in model.graph.node}
+    producers = {output: node for node in model.graph.node for output in node.output}
+    rounding = producers[stored_name(layer)]
+    convolution = producers[rounding.input[0]]
+    weight, bias = (producers[name] for name in convolution.input[1:])
 
-    def change(name: str, edit: Callable[[NDArray], None]) -> None:
-        (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
+    def change(node: onnx.NodeProto, index: int, edit: Callable[[NDArray], None]) -> None:
+        (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == node.input[index])
         values = numpy_helper.to_array(tensor).copy()
-        edit(values)
-        tensor.CopyFrom(numpy_helper.from_array(values, name))
+        edit(values.reshape(-1))
+        # Other nodes may read the same constant.
+        model.graph.initializer.append(numpy_helper.from_array(values, "planted"))
+        node.input[index] = "planted"
 
     def add_first(values: NDArray) -> None:
         values[0] += 1
 
-    def next_first(values: NDArray) -> None:
+    def off_first(values: NDArray) -> None:
         values[0] = _off(values[0], units)
 
     if fault == "padding":
-        (pads,) = (attribute for attribute in nodes[f"{layer}/real"].attribute if attribute.name == "pads")
+        (pads,) = (attribute for attribute in convolution.attribute if attribute.name == "pads")
         pads.ints[:] = _swapped(list(pads.ints))
     elif fault == "zero_point":
-        quantize = nodes[f"{layer}/stored"]
-        (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == quantize.input[2])
-        model.graph.initializer.append(numpy_helper.from_array(numpy_helper.to_array(tensor) + np.uint8(1), "planted"))
-        quantize.input[2] = "planted"
+        change(rounding, 2, add_first)
     elif fault == "bias":
-        change(f"{layer}/bias", add_first)
+        change(bias, 0, add_first)
     else:
-        change(f"{layer}/weight/scales", next_first)
+        change(weight, 1, off_first)
     onnx.save(model, path)
 
 
