@@ -128,6 +128,7 @@ def render(graph: IntegerGraph, core: str = GENERIC, layout: str = SOURCES, benc
     for path in ("CMakeLists.txt", "README.md", "test/golden.h", "test/test_model.c"):
         template = environment.get_template(f"{Path(path).name}.jinja")
         texts[path] = template.render(values, sources=sources)
+    texts[".clang-tidy"] = environment.get_template("clang-tidy.jinja").render(values)
     if bench != NO_BENCH:
         texts["bench/bench.c"] = environment.get_template("bench.c.jinja").render(values)
     texts.update(layout_texts(layout, environment, {**values, "sources": sources}))

@@ -8,12 +8,12 @@ void KDP(average_pool)(const kdp_pool *layer, const int8_t *input, int8_t *outpu
     for (int32_t out_y = 0; out_y < layer->out_height; out_y++) {
         for (int32_t out_x = 0; out_x < layer->out_width; out_x++) {
             const int8_t *const corner =
-                input + out_y * layer->stride_y * row_bytes + out_x * layer->stride_x * layer->channels;
+                input + (ptrdiff_t)out_y * layer->stride_y * row_bytes + (ptrdiff_t)out_x * layer->stride_x * layer->channels;
             for (int32_t c = 0; c < layer->channels; c++) {
                 int32_t sum = 0;
                 int32_t mean;
                 for (int32_t v = 0; v < layer->kernel_height; v++) {
-                    const int8_t *value = corner + v * row_bytes + c;
+                    const int8_t *value = corner + (ptrdiff_t)v * row_bytes + c;
                     for (int32_t u = 0; u < layer->kernel_width; u++, value += layer->channels) {
                         sum += *value;
                     }

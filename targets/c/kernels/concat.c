@@ -7,7 +7,7 @@ void KDP(concat)(const kdp_concat *layer, const int8_t *const *inputs, int8_t *o
     for (int32_t pixel = 0; pixel < layer->pixels; pixel++) {
         for (int32_t i = 0; i < layer->count; i++) {
             const int32_t channels = layer->channels[i];
-            memcpy(output, inputs[i] + pixel * channels, (size_t)channels);
+            memcpy(output, inputs[i] + (ptrdiff_t)pixel * channels, (size_t)channels);
             output += channels;
         }
     }

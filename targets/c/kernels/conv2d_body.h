@@ -13,14 +13,14 @@ void KDP_CONV2D(const kdp_conv2d *layer, const int8_t *input, int8_t *output, in
     const int32_t positions = layer->out_height * layer->out_width;
     int8_t *const second_patch = scratch + count;
     for (int32_t group = 0; group < layer->groups; group++) {
-        const kdp_weights *const rows = (const kdp_weights *)layer->weights + group * filters * row_length;
+        const kdp_weights *const rows = (const kdp_weights *)layer->weights + (ptrdiff_t)group * filters * row_length;
         int32_t y = 0;
         int32_t x = 0;
         int32_t position = 0;
         while (position < positions) {
             const int paired = position + 1 < positions;
             const kdp_weights *row = rows;
-            int8_t *first = output + position * layer->out_channels + group * filters;
+            int8_t *first = output + (ptrdiff_t)position * layer->out_channels + (ptrdiff_t)group * filters;
             int8_t *second = paired ? first + layer->out_channels : first;
             kdp_gather_patch(layer, input, y, x, group * channels, channels, scratch);
             if (++x == layer->out_width) {

@@ -16,7 +16,7 @@ void KDP(max_pool)(const kdp_pool *layer, const int8_t *input, int8_t *output)
             for (int32_t c = 0; c < layer->channels; c++) {
                 int32_t largest = -128;
                 for (int32_t y = first_y; y < last_y; y++) {
-                    const int8_t *value = input + y * row_bytes + first_x * layer->channels + c;
+                    const int8_t *value = input + (ptrdiff_t)y * row_bytes + (ptrdiff_t)first_x * layer->channels + c;
                     for (int32_t x = first_x; x < last_x; x++, value += layer->channels) {
                         largest = *value > largest ? *value : largest;
                     }

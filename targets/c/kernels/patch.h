@@ -27,9 +27,9 @@ static inline void kdp_gather_patch(const kdp_conv2d *layer, const int8_t *input
             patch += row_bytes;
             continue;
         }
-        row = input + y * layer->in_width * layer->in_channels + first_channel;
+        row = input + (ptrdiff_t)y * layer->in_width * layer->in_channels + first_channel;
         if (contiguous) {
-            memcpy(patch, row + left * layer->in_channels, (size_t)row_bytes);
+            memcpy(patch, row + (ptrdiff_t)left * layer->in_channels, (size_t)row_bytes);
             patch += row_bytes;
             continue;
         }
@@ -37,7 +37,7 @@ static inline void kdp_gather_patch(const kdp_conv2d *layer, const int8_t *input
             if (x < 0 || x >= layer->in_width) {
                 memset(patch, zero_point, (size_t)channels);
             } else {
-                memcpy(patch, row + x * layer->in_channels, (size_t)channels);
+                memcpy(patch, row + (ptrdiff_t)x * layer->in_channels, (size_t)channels);
             }
             patch += channels;
         }

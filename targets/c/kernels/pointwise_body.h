@@ -10,9 +10,9 @@ void KDP_POINTWISE(const kdp_conv2d *layer, const int8_t *input, int8_t *output)
     const int32_t step_x = layer->stride_x * layer->in_channels;
     const int32_t step_y = layer->stride_y * layer->in_width * layer->in_channels;
     for (int32_t y = 0; y < layer->out_height; y++) {
-        const int8_t *patch = input + y * step_y;
+        const int8_t *patch = input + (ptrdiff_t)y * step_y;
         int32_t x = 0;
-        for (; x + 1 < layer->out_width; x += 2, patch += 2 * step_x) {
+        for (; x + 1 < layer->out_width; x += 2, patch += (ptrdiff_t)2 * step_x) {
             const kdp_weights *row = (const kdp_weights *)layer->weights;
             int8_t *const second = output + layer->out_channels;
             for (int32_t o = 0; o < layer->out_channels; o++, row += row_length) {
@@ -22,7 +22,7 @@ void KDP_POINTWISE(const kdp_conv2d *layer, const int8_t *input, int8_t *output)
                 output[o] = kdp_requantize(sums[0], &to, o);
                 second[o] = kdp_requantize(sums[1], &to, o);
             }
-            output += 2 * layer->out_channels;
+            output += (ptrdiff_t)2 * layer->out_channels;
         }
         if (x < layer->out_width) {
             const kdp_weights *row = (const kdp_weights *)layer->weights;
