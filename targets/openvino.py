@@ -137,13 +137,23 @@ class _Writer:
 
     def quantize(self, real: Any, tensor: str, quantization: Quantization) -> Any:
         """Round `real` to the steps of `tensor`, and limit it to their range."""
-        q = quantization
+        # FakeQuantize of fewer than 256 levels is not run in integers; the limits lie on steps.
+        return self.named(self._round(self._limit(real, quantization), quantization), tensor)
+
+    def requantize(self, real: Any, tensor: str, quantization: Quantization) -> Any:
+        """As `quantize`, for what lies on the steps of another tensor."""
+        # OpenVINO moves a Clamp to before those steps are scaled, where its limits lie between two of them.
+        return self.named(self._limit(self._round(real, quantization), quantization), tensor)
+
+    def _limit(self, real: Any, q: Quantization) -> Any:
+        if (q.qmin, q.qmax) == (-128, 127):
+            return real
         scale = np.float32(q.scale)
-        if (q.qmin, q.qmax) != (-128, 127):
-            # FakeQuantize of fewer than 256 levels is not run in integers; the limits lie on steps.
-            real = self.ops.clamp(real, float(scale * (q.qmin - q.zero_point)), float(scale * (q.qmax - q.zero_point)))
-        low, high = (self.constant(scale * np.float32(limit - q.zero_point)) for limit in (-128, 127))
-        return self.named(self.ops.fake_quantize(real, low, high, low, high, 256), tensor)
+        return self.ops.clamp(real, float(scale * (q.qmin - q.zero_point)), float(scale * (q.qmax - q.zero_point)))
+
+    def _round(self, real: Any, q: Quantization) -> Any:
+        low, high = (self.constant(np.float32(q.scale) * np.float32(limit - q.zero_point)) for limit in (-128, 127))
+        return self.ops.fake_quantize(real, low, high, low, high, 256)
 
     def named(self, node: Any, tensor: str) -> Any:
         node.set_friendly_name(tensor)
@@ -165,21 +175,79 @@ class _Writer:
 
     def finish(self, accumulated: Any, node: Node, op: Conv2d | Linear, source: Quantization, axes: int) -> Any:
         """Add the bias to [N, O, ...], which has `axes` axes after the channels, and round."""
-        bias = op.bias.astype(np.float64) * source.scale * op.weight.scales.astype(np.float64)
-        real = self.ops.add(accumulated, self.constant(bias.astype(np.float32).reshape(1, -1, *[1] * axes)))
+        bias = _real_bias(node, op, source, node.output.quantization)
+        real = self.ops.add(accumulated, self.constant(bias.reshape(1, -1, *[1] * axes)))
         return self.quantize(real, node.name, node.output.quantization)
+
+
+def _real_bias(node: Node, op: Conv2d | Linear, source: Quantization, output: Quantization) -> NDArray[np.float32]:
+    """Return the bias as real numbers, float32 [O].
+
+    One that alone drives the output to an end of its range goes no farther than that takes: OpenVINO shifts the range
+    by the bias, and float32 has not all whole numbers beyond 2**24.
+
+    Raises:
+        UnsupportedError: the sums themselves reach so far.
+    """
+    units = source.scale * op.weight.scales.astype(np.float64)
+    magnitudes = np.abs(op.weight.values.astype(np.int64)).reshape(len(units), -1).sum(axis=1)
+    reach = units * magnitudes * max(source.qmax - source.zero_point, source.zero_point - source.qmin)
+    if reach.max() >= 2**24 * output.scale:
+        raise UnsupportedError(
+            "OpenVINO computes wrong values where sums reach 2**24 steps of the output",
+            where=f"layer {node.name}",
+            remedy="Its outputs saturate: train longer, or choose another target",
+        )
+    lowest, highest = (output.scale * (limit - output.zero_point) for limit in (output.qmin - 1, output.qmax + 1))
+    return np.clip(op.bias * units, lowest - reach, highest + reach).astype(np.float32)
+
+
+def _window(
+    writer: _Writer, graph: IntegerGraph, node: Node, op: Conv2d, source: Any
+) -> tuple[Any, tuple[list[int], ...]]:
+    """Return what a convolution reads, and its stride, padding before, padding after and dilation.
+
+    They are the operator's, but where OpenVINO 2026.4's CPU plugin crashes or computes something else.
+
+    Raises:
+        UnsupportedError: no window reaches the input.
+    """
+    sizes = graph.tensor(node.inputs[0]).shape[1:]
+    kernel, outputs = op.weight.values.shape[2:], node.output.shape[1:]
+    before, after, stride = list(op.padding[:2]), list(op.padding[2:]), list(op.stride)
+    # The dilation of a single tap means nothing; the plugin reads beyond the input.
+    dilation = [step if taps > 1 else 1 for step, taps in zip(op.dilation, kernel, strict=True)]
+    for axis in (0, 1):
+        starts = np.arange(outputs[axis])[:, None] * stride[axis] - before[axis]
+        read = starts + np.arange(kernel[axis]) * dilation[axis]
+        if not ((read >= 0) & (read < sizes[axis])).any():
+            raise UnsupportedError(
+                "OpenVINO crashes on a convolution of which no window reaches its input",
+                where=f"layer {node.name}",
+                remedy="Its outputs are constant: use a smaller padding, or choose another target",
+            )
+    span = dilation[1] * (kernel[1] - 1) + 1
+    if outputs[1] == 1 and stride[0] != stride[1] and before[1] < span:
+        # The plugin takes a map of one column for one row, and the horizontal stride for the vertical one. With one
+        # column the horizontal stride means nothing, as long as no column is left over.
+        kept = min(sizes[1], span - before[1])
+        if kept < sizes[1]:
+            limits = (writer.constant(np.array([limit], np.int64)) for limit in (0, kept, 1, 3))
+            source = writer.ops.slice(source, *limits)
+        stride[1], after[1] = stride[0], span - before[1] - kept
+    return source, (stride, before, after, dilation)
 
 
 def _conv2d(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any], op: Conv2d) -> Any:
     outputs, *rest = op.weight.values.shape
-    options = (list(op.stride), list(op.padding[:2]), list(op.padding[2:]), list(op.dilation))
+    source, options = _window(writer, graph, node, op, inputs[0])
     if op.groups == 1:
         weight = writer.weight(node, op.weight, (outputs, *rest), (outputs, 1, 1, 1))
-        accumulated = writer.ops.convolution(inputs[0], weight, *options)
+        accumulated = writer.ops.convolution(source, weight, *options)
     else:
         grouped = (op.groups, outputs // op.groups)
         weight = writer.weight(node, op.weight, (*grouped, *rest), (*grouped, 1, 1, 1))
-        accumulated = writer.ops.group_convolution(inputs[0], weight, *options)
+        accumulated = writer.ops.group_convolution(source, weight, *options)
     return writer.finish(accumulated, node, op, graph.tensor(node.inputs[0]).quantization, 2)
 
 
@@ -252,7 +320,7 @@ def _flatten(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any]
 
 
 def _requantize(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any], op: Requantize) -> Any:
-    return writer.quantize(inputs[0], node.name, node.output.quantization)
+    return writer.requantize(inputs[0], node.name, node.output.quantization)
 
 
 _WRITERS: dict[type, Callable[[_Writer, IntegerGraph, Node, list[Any], Any], Any]] = {

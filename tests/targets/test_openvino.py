@@ -9,7 +9,18 @@ import pytest
 from kdpipe.targets import openvino as exporter
 from kdpipe.targets.devices.host_openvino import HostOpenvino
 from kdpipe.targets.errors import UnsupportedError
-from kdpipe.targets.graph import Add, IntegerGraph, Node, Quantization, TensorType
+from kdpipe.targets.graph import (
+    Add,
+    Conv2d,
+    IntegerGraph,
+    Linear,
+    Node,
+    Quantization,
+    Requantize,
+    TensorType,
+    Weight,
+    convolution_output_size,
+)
 
 openvino = pytest.importorskip("openvino")
 
@@ -84,3 +95,72 @@ def test_information_and_interface(random_graph, tmp_path: Path) -> None:
     assert "input" in model.inputs[0].get_names()
     assert "logits" in model.outputs[0].get_names()
     assert model.inputs[0].get_partial_shape()[0].is_dynamic
+
+
+def run(graph: IntegerGraph, inputs: np.ndarray, directory: Path) -> dict[str, np.ndarray]:
+    exporter.export(graph, directory)
+    return HostOpenvino().trace(directory, inputs)
+
+
+def test_a_requantized_range_ends_on_the_outputs_steps(layer_differences, tmp_path: Path) -> None:
+    """Four output steps to one of the input: the largest of 127 lies between two of the input's steps."""
+    source, output = (TensorType((1, 1, 1), Quantization(*how)) for how in ((0.5, 0), (0.125, 0, 0, 127)))
+    graph = IntegerGraph("net", "x", source, (Node("narrow", Requantize(), ("x",), output),))
+    inputs = np.arange(-128, 128).astype(np.int8).reshape(-1, 1, 1, 1)
+    assert layer_differences(graph, run(graph, inputs, tmp_path)) == {"narrow": 0}
+
+
+def test_a_bias_of_more_than_2_to_the_24_steps_saturates(layer_differences, tmp_path: Path) -> None:
+    weight = Weight(np.array([[1, -1], [0, 1]], np.int8), np.array([0.0145, 0.009], np.float32), 2)
+    op = Linear(weight, np.array([2**26, -(2**26)], np.int32))
+    source, output = (TensorType((2,), Quantization(float(np.float32(scale)), 0)) for scale in (1e-3, 2e-5))
+    graph = IntegerGraph("net", "x", source, (Node("linear", op, ("x",), output),))
+    inputs = np.array([[-128, -128], [127, 127], [-128, 127], [0, 0]], np.int8)
+    traced = run(graph, inputs, tmp_path)
+    assert traced["linear"].tolist() == [[127, -128]] * 4
+    assert layer_differences(graph, traced) == {"linear": 0}
+
+
+def convolution(shape: tuple[int, ...], kernel: tuple[int, int], *window: tuple[int, ...]) -> IntegerGraph:
+    """One layer of 8 channels; `window` is stride, padding and dilation."""
+    values = np.random.default_rng(0).integers(-1, 2, (8, shape[0], *kernel)).astype(np.int8)
+    op = Conv2d(Weight(values, np.full(8, 0.0625, np.float32), 2), np.arange(8, dtype=np.int32), *window)
+    stride, padding, dilation = op.stride, op.padding, op.dilation
+    size = [
+        convolution_output_size(shape[1 + a], kernel[a], stride[a], padding[a], padding[2 + a], dilation[a])
+        for a in (0, 1)
+    ]
+    source, output = (TensorType(each, Quantization(0.5, 0)) for each in (shape, (8, *size)))
+    return IntegerGraph("net", "x", source, (Node("conv", op, ("x",), output),))
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "window"),
+    [
+        ((8, 7, 2), (3, 3), ((1, 2), (0, 1, 0, 1))),
+        ((8, 7, 4), (1, 2), ((1, 3), (0, 0, 0, 0))),
+        ((8, 7, 1), (1, 3), ((1, 2), (0, 1, 0, 1))),
+        ((8, 7, 1), (1, 1), ((1, 2), (0, 0, 0, 1), (1, 2))),
+    ],
+)
+def test_one_column_out_with_unequal_strides(
+    shape, kernel, window, layer_differences, random_inputs, tmp_path: Path
+) -> None:
+    """The plugin takes the horizontal stride for the vertical one there."""
+    graph = convolution(shape, kernel, *window)
+    assert graph.output.shape[2] == 1
+    # A half may be rounded to the other side.
+    assert layer_differences(graph, run(graph, random_inputs(graph, 8), tmp_path))["conv"] <= 1
+
+
+def test_windows_that_never_reach_the_input_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match=r"layer conv: .*no window reaches its input"):
+        exporter.export(convolution((1, 1, 1), (1, 1), (1, 2), (0, 1, 0, 1), (1, 2)), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_sums_of_2_to_the_24_steps_are_refused(tmp_path: Path) -> None:
+    op = Linear(Weight(np.full((1, 600), 127, np.int8), np.ones(1, np.float32), 8), np.zeros(1, np.int32))
+    source, output = TensorType((600,), Quantization(1.0, 0)), TensorType((1,), Quantization(0.5, 0))
+    with pytest.raises(UnsupportedError, match=r"layer linear: .*sums reach 2\*\*24 steps"):
+        exporter.export(IntegerGraph("net", "x", source, (Node("linear", op, ("x",), output),)), tmp_path)
