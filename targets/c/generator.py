@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -186,7 +187,9 @@ def _plan(graph: IntegerGraph, core: str) -> _Program:
     return _Program(graph, layers, storage)
 
 
+@cache
 def _environment() -> Environment:
+    """Return the templates; compiling them takes longer than filling them in."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     # What is written is C, not HTML; every text that comes from outside goes through the comment or cell filter.
