@@ -1,6 +1,7 @@
 """Random integer graphs: what exporters, kernels and the reference are compared on."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,8 @@ from kdpipe.targets.graph import (
     Node,
     Normalization,
     Operator,
+    Padding,
+    Pair,
     Quantization,
     Requantize,
     Slice,
@@ -72,13 +75,21 @@ def random_graph(
         input_shape: [C, H, W]; drawn if None.
         channel_step: what convolutions' output channels are multiples of.
     """
-    return _Builder(seed, weight_bits, narrow, channel_step).build(seed, rounding, operators, depth, input_shape)
+    builder = GraphBuilder(np.random.default_rng(seed), weight_bits, narrow, channel_step)
+    return builder.build(f"random_{seed}", rounding, operators, depth, input_shape)
 
 
-class _Builder:
-    def __init__(self, seed: int, weight_bits: tuple[int, ...], narrow: bool, channel_step: int) -> None:
+class GraphBuilder:
+    """Draws one graph.
+
+    Args:
+        rng: a NumPy generator, or anything that has its `integers`, `random`, `uniform` and `choice`.
+        weight_bits: as of `random_graph`; likewise the others.
+    """
+
+    def __init__(self, rng: Any, weight_bits: tuple[int, ...], narrow: bool, channel_step: int) -> None:
         self.channel_step = channel_step
-        self.rng = np.random.default_rng(seed)
+        self.rng = rng
         self.weight_bits = weight_bits
         self.narrow = narrow
         self.nodes: list[Node] = []
@@ -87,7 +98,7 @@ class _Builder:
 
     def build(
         self,
-        seed: int,
+        name: str,
         rounding: str,
         operators: tuple[str, ...],
         depth: int | None,
@@ -119,7 +130,7 @@ class _Builder:
         classes = self.types[self.current].shape[0]
         channels = shape[0]
         return IntegerGraph(
-            f"random_{seed}",
+            name,
             "input",
             source,
             tuple(self.nodes),
@@ -184,22 +195,31 @@ class _Builder:
         if keep_shape:
             kernel, stride, padding, dilation = (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)
         else:
-            kernel = (min(self.draw(1, 3), height), min(self.draw(1, 3), width))
-            stride = (self.draw(1, 2), self.draw(1, 2))
-            dilation = (1, 1)
-            if self.rng.random() < 0.2 and height >= 5 and width >= 5:
-                dilation, stride = (2, 2), (1, 1)
-            same = (kernel[0] // 2, kernel[1] // 2) * 2
-            free = tuple(self.draw(0, kernel[axis] - 1) for axis in (0, 1, 0, 1))
-            padding = same if self.coin() else free  # type: ignore[assignment]
+            kernel, stride, padding, dilation = self.window(height, width)
         weight = self.weight(outputs, channels // groups, *kernel)
         shape = (
             outputs,
             convolution_output_size(height, kernel[0], stride[0], padding[0], padding[2], dilation[0]),
             convolution_output_size(width, kernel[1], stride[1], padding[1], padding[3], dilation[1]),
         )
-        op = Conv2d(weight, self.bias(weight), stride, padding, dilation, groups)
-        self.add(op, (self.current,), shape, self.quantization(self.reach(weight)))
+        bias = self.bias(weight)
+        self.accumulate(Conv2d(weight, bias, stride, padding, dilation, groups), shape)
+
+    def window(self, height: int, width: int) -> tuple[Pair, Pair, Padding, Pair]:
+        """Return a convolution's kernel, stride, padding and dilation for an input of this size."""
+        kernel = (min(self.draw(1, 3), height), min(self.draw(1, 3), width))
+        stride = (self.draw(1, 2), self.draw(1, 2))
+        dilation = (1, 1)
+        if self.rng.random() < 0.2 and height >= 5 and width >= 5:
+            dilation, stride = (2, 2), (1, 1)
+        same = (kernel[0] // 2, kernel[1] // 2) * 2
+        free = tuple(self.draw(0, kernel[axis] - 1) for axis in (0, 1, 0, 1))
+        padding: Padding = same if self.coin() else free  # type: ignore[assignment]
+        return kernel, stride, padding, dilation
+
+    def accumulate(self, op: Conv2d | Linear, shape: tuple[int, ...]) -> None:
+        """Add a convolution or linear layer."""
+        self.add(op, (self.current,), shape, self.quantization(self.reach(op.weight)))
 
     def conv(self) -> None:
         self.convolve(self.draw(1, 9) * self.channel_step, 1)
@@ -287,7 +307,7 @@ class _Builder:
             outputs = self.draw(1, 4)
             weight = self.weight(outputs, self.shape[0], 1, 1)
             shape = (outputs, *self.shape[1:])
-            self.add(Conv2d(weight, self.bias(weight)), (self.current,), shape, self.quantization(self.reach(weight)))
+            self.accumulate(Conv2d(weight, self.bias(weight)), shape)
             inputs.append(self.current)
         largest = max((self.types[name].quantization for name in inputs), key=lambda q: q.scale * 2**q.bits)
         quantization = self.quantization(largest.scale * 2**largest.bits / 8)
@@ -334,5 +354,4 @@ class _Builder:
 
     def linear(self, outputs: int) -> None:
         weight = self.weight(outputs, self.shape[0])
-        op = Linear(weight, self.bias(weight))
-        self.add(op, (self.current,), (outputs,), self.quantization(self.reach(weight)))
+        self.accumulate(Linear(weight, self.bias(weight)), (outputs,))

@@ -10,6 +10,7 @@ import pytest
 from kdpipe.targets import onnx as exporter
 from kdpipe.targets import reference
 from kdpipe.targets.devices.host_onnxruntime import HostOnnxruntime
+from kdpipe.targets.graph import IntegerGraph, Linear, Node, Quantization, TensorType, Weight
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -122,3 +123,15 @@ def test_with_int8_weights_every_output_is_the_same(random_graph, random_inputs,
         expected, found = (HostOnnxruntime().measure(path, inputs).outputs for path in (packed, plain))
         assert (expected == found).all(), f"seed {seed}"
         assert not FLOAT_OPERATORS & set(optimized_operators(path, tmp_path)), f"seed {seed}"
+
+
+def test_linear_layers_of_one_size_load_where_sums_must_not_saturate(layer_differences, tmp_path: Path) -> None:
+    """onnxruntime names what it makes of their zero points after these."""
+    values = np.random.default_rng(0).integers(-127, 128, (5, 5)).astype(np.int8)
+    op = Linear(Weight(values, np.full(5, 0.002, np.float32), 8), np.zeros(5, np.int32))
+    kind = TensorType((5,), Quantization(0.0625, 0))
+    nodes = tuple(Node(f"linear{index}", op, (("x", "linear0")[index],), kind) for index in (0, 1))
+    graph = IntegerGraph("net", "x", kind, nodes)
+    exporter.export(graph, tmp_path)
+    inputs = np.arange(40).reshape(8, 5).astype(np.int8)
+    assert max(layer_differences(graph, HostOnnxruntime().trace(tmp_path, inputs)).values()) <= 1

@@ -1,0 +1,116 @@
+"""What each runtime promises, checked on one graph: docs/targets.md says the same in words."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from layer_differences import layer_differences
+from numpy.typing import NDArray
+
+from kdpipe.targets import onnx, openvino, reference, tflite, tflite_writer
+from kdpipe.targets.devices.host_litert import HostLitert
+from kdpipe.targets.devices.host_onnxruntime import HostOnnxruntime
+from kdpipe.targets.devices.host_openvino import HostOpenvino
+from kdpipe.targets.errors import DeviceError
+from kdpipe.targets.graph import IntegerGraph, Linear
+
+Inputs = NDArray[np.int8]
+
+
+XNNPACK_LARGEST_FACTOR = 256
+"""From here on XNNPACK prepares no convolution and no fully connected layer."""
+
+
+class MismatchError(Exception):
+    """A target computed something else than it promises."""
+
+
+class RefusedError(Exception):
+    """A runtime refuses a file, as the documentation says it does."""
+
+
+def check_onnxruntime(graph: IntegerGraph, inputs: Inputs, directory: Path) -> None:
+    onnx.export(graph, directory)
+    _within_one_step(graph, HostOnnxruntime().trace(directory, inputs))
+
+
+def check_openvino(graph: IntegerGraph, inputs: Inputs, directory: Path) -> None:
+    openvino.export(graph, directory)
+    _within_one_step(graph, HostOpenvino().trace(directory, inputs))
+
+
+def check_litert(graph: IntegerGraph, inputs: Inputs, directory: Path) -> None:
+    """With XNNPACK, as by default."""
+    tflite.export(graph, directory)
+    try:
+        trace = HostLitert().trace(directory, inputs)
+    except DeviceError as error:
+        if _largest_factor(graph) >= XNNPACK_LARGEST_FACTOR:
+            raise RefusedError(str(error)) from None
+        raise
+    _within_one_step(graph, {graph.input_name: inputs, **trace})
+
+
+def _largest_factor(graph: IntegerGraph) -> float:
+    """Return what an accumulator is multiplied with at most."""
+    return max(
+        graph.tensor(node.inputs[0]).quantization.scale * float(weight.scales.max()) / node.output.quantization.scale
+        for node, weight in graph.weights()
+    )
+
+
+def check_litert_reference(graph: IntegerGraph, inputs: Inputs, directory: Path) -> None:
+    """To the bit, whatever the graph's rounding: as `tflite`, but for FULLY_CONNECTED, which rounds once."""
+    from ai_edge_litert import interpreter as litert
+
+    interpreter = litert.Interpreter(
+        model_content=tflite.build_model(graph),
+        experimental_op_resolver_type=litert.OpResolverType.BUILTIN_REF,
+        experimental_preserve_all_tensors=True,
+    )
+    (source,), (output,) = interpreter.get_input_details(), interpreter.get_output_details()
+    interpreter.resize_tensor_input(source["index"], [len(inputs), *source["shape"][1:]])
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(source["index"], inputs.transpose(0, 2, 3, 1))
+    interpreter.invoke()
+    names = {output["index"]: graph.output_name, source["index"]: graph.input_name}
+    for detail in interpreter.get_tensor_details():
+        if detail["name"].endswith(tflite_writer.STORED_SUFFIX):
+            names[detail["index"]] = detail["name"].removesuffix(tflite_writer.STORED_SUFFIX)
+    tensors = {name: interpreter.get_tensor(index) for index, name in names.items()}
+    trace = {name: value.transpose(0, 3, 1, 2) if value.ndim == 4 else value for name, value in tensors.items()}
+    twice, once = layer_differences(graph, trace, "tflite"), layer_differences(graph, trace, "single")
+    for node in graph.nodes:
+        steps = (once if isinstance(node.op, Linear) else twice).get(node.name, 0)
+        if steps:
+            raise MismatchError(f"layer {node.name}: {steps} steps")
+
+
+def check_tflite_micro(graph: IntegerGraph, inputs: Inputs, directory: Path) -> None:
+    """To the bit as the reference with the rounding `tflite`, whatever the graph's rounding."""
+    from tflite_micro import runtime
+
+    interpreter = runtime.Interpreter.from_bytes(tflite.build_model(graph))
+    expected = reference.run(replace(graph, rounding="tflite"), inputs)
+    for index, image in enumerate(inputs.transpose(0, 2, 3, 1)):
+        interpreter.set_input(image[None], 0)
+        interpreter.invoke()
+        if not np.array_equal(interpreter.get_output(0)[0], expected[index]):
+            raise MismatchError(f"input {index}: the output differs")
+
+
+def _within_one_step(graph: IntegerGraph, trace: Mapping[str, Inputs]) -> None:
+    for name, steps in layer_differences(graph, trace).items():
+        if steps > 1:
+            raise MismatchError(f"layer {name}: {steps} steps")
+
+
+RUNTIMES: Mapping[str, Callable[[IntegerGraph, Inputs, Path], None]] = {
+    "ONNX Runtime": check_onnxruntime,
+    "OpenVINO": check_openvino,
+    "LiteRT": check_litert,
+    "LiteRT, reference kernels": check_litert_reference,
+    "TFLite Micro": check_tflite_micro,
+}
+"""By name: exports a graph into an empty directory, runs it, and raises `MismatchError` where a promise is broken."""

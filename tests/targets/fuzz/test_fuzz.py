@@ -1,0 +1,174 @@
+"""Random graphs through every target; what each promises is in `runtimes.py`, and C is equal to the bit.
+
+On a failure the graph is shrunk, printed and stored; see `conftest.py` for how many are run.
+"""
+
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fuzz.c_batch import HOST, Compilers
+from fuzz.conftest import SLICE
+from fuzz.drawn_graphs import build_graph, fuzz_inputs
+from fuzz.examples import Example, draw_examples, shrink
+from fuzz.failures import failure_report
+from fuzz.runtimes import RUNTIMES, MismatchError, RefusedError
+
+from kdpipe.targets import reference
+from kdpipe.targets.devices.c_compiler import native_compiler
+from kdpipe.targets.errors import UnsupportedError
+from kdpipe.targets.graph import Conv2d, IntegerGraph
+from kdpipe.targets.graph_files import load_graph
+
+for package in ("ai_edge_litert", "elftools", "onnxruntime", "openvino", "unicorn", "ziglang"):
+    pytest.importorskip(package)
+
+FAILURES = Path("fuzz-failures")
+CORES = ("cortex-m0plus", "cortex-m3", "cortex-m4", "cortex-m7", "cortex-m33")
+C_SLICE = 3 * SLICE
+
+
+def graphs_of(examples: Sequence[Example[IntegerGraph]], count: Counter[str]) -> list[Example[IntegerGraph]]:
+    for example in examples:
+        count["graphs"] += 1
+        count[f"graphs, rounding {example.value.rounding}"] += 1
+        for node in example.value.nodes:
+            count[f"operator {type(node.op).__name__}"] += 1
+        for _, weight in example.value.weights():
+            count[f"layers of {weight.bits} bits"] += 1
+    return list(examples)
+
+
+def test_runtimes(runtime_slice: int, replayed: Path | None, count: Counter[str], tmp_path: Path) -> None:
+    if replayed:
+        pytest.skip("a stored graph is run")
+    pytest.importorskip("tflite_micro")
+    failures = []
+    for number, example in enumerate(graphs_of(draw_examples(build_graph, SLICE, runtime_slice), count)):
+        for name in RUNTIMES:
+
+            def check(graph: IntegerGraph, name: str = name) -> None:
+                directory = tmp_path / name
+                shutil.rmtree(directory, ignore_errors=True)
+                directory.mkdir()
+                RUNTIMES[name](graph, fuzz_inputs(graph), directory)
+
+            try:
+                check(example.value)
+                count[f"on {name}"] += 1
+            except (RefusedError, UnsupportedError):
+                count[f"refused: {name}"] += 1
+            except Exception as error:
+                print(f"graph {number} of slice {runtime_slice}, {name}: {error}")
+                failures.append((example, name, check))
+    report(failures)
+
+
+@pytest.fixture(scope="session")
+def compilers(tmp_path_factory: pytest.TempPathFactory) -> Compilers:
+    directory = tmp_path_factory.mktemp("fuzz")
+    return Compilers(directory, [*native_compiler(), *sanitizer_flags(directory)])
+
+
+def sanitizer_flags(directory: Path) -> list[str]:
+    """Return those that the compiler has: both, or undefined behaviour trapped, which needs no library."""
+    from kdpipe.targets.devices.c_compiler import compile_c
+    from kdpipe.targets.errors import DeviceError
+
+    (directory / "empty.c").write_text("int main(void) { return 0; }\n")
+    for flags in (
+        ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+        ["-fsanitize=undefined", "-fsanitize-trap=undefined"],
+    ):
+        try:
+            compile_c([*native_compiler(), *flags, "empty.c", "-o", "empty"], directory)
+        except DeviceError:
+            continue
+        return flags
+    return []
+
+
+def check_c(compilers: Compilers, graphs: Sequence[IntegerGraph], core: str) -> list[int]:
+    """Return the indices of the graphs of which any layer differs from the reference, by how their C computes it."""
+    failing = []
+    for rounding in ("single", "tflite"):
+        chosen = [index for index, graph in enumerate(graphs) if graph.rounding == rounding]
+        if not chosen:
+            continue
+        inputs = [fuzz_inputs(graphs[index]) for index in chosen]
+        found = compilers.run([graphs[index] for index in chosen], inputs, core)
+        for index, values, layers in zip(chosen, inputs, found, strict=True):
+            expected = reference.run_all(graphs[index], values)
+            if not all(np.array_equal(layers[node.name], expected[node.name]) for node in graphs[index].nodes):
+                failing.append(index)
+    return failing
+
+
+def test_c(c_slice: int, replayed: Path | None, compilers: Compilers, count: Counter[str]) -> None:
+    """On this machine, under the sanitizers, and on three emulated cores, with the kernels of their own."""
+    if replayed:
+        pytest.skip("a stored graph is run")
+    examples = draw_examples(build_graph, C_SLICE, 10_000 + c_slice)
+    count["graphs in C"] += len(examples)
+    failures = []
+    # Three cores in turn, all five in time.
+    for core in (HOST, "cortex-m0plus", "cortex-m4", ("cortex-m3", "cortex-m7", "cortex-m33")[c_slice % 3]):
+
+        def check(graph: IntegerGraph, core: str = core) -> None:
+            if check_c(compilers, [graph], core):
+                raise MismatchError("a layer differs")
+
+        failing = check_c(compilers, [example.value for example in examples], core)
+        count[f"in C on {core}"] += len(examples)
+        failures += [(examples[index], f"C on {core}", check) for index in failing]
+    report(failures)
+
+
+def report(failures: list[tuple[Example[IntegerGraph], str, Callable[[IntegerGraph], None]]]) -> None:
+    # Each takes its time to shrink; what fails is often one thing.
+    if failures:
+        first = "\n\n".join(failure_report(*failure, FAILURES) for failure in failures[:2])
+        pytest.fail(f"{len(failures)} of the runs failed. The first ones, shrunk:\n\n{first}", pytrace=False)
+
+
+def test_a_stored_graph(replayed: Path | None, compilers: Compilers, tmp_path: Path) -> None:
+    if replayed is None:
+        pytest.skip("without --replay FOLDER")
+    graph = replace(load_graph(replayed), name="net")
+    said = []
+    for name, check in RUNTIMES.items():
+        directory = tmp_path / name
+        directory.mkdir()
+        try:
+            check(graph, fuzz_inputs(graph), directory)
+        except (RefusedError, UnsupportedError) as error:
+            print(f"refused: {name}: {error}")
+        except Exception as error:
+            said.append(f"{name}: {error}")
+    said += [f"C on {core}: a layer differs" for core in (HOST, *CORES) if check_c(compilers, [graph], core)]
+    assert not said, "\n".join(said)
+
+
+def test_a_failing_graph_shrinks_and_its_file_runs_again(tmp_path: Path) -> None:
+    """Plants a fault: no convolution may have a stride."""
+
+    def check(graph: IntegerGraph) -> None:
+        if any(isinstance(node.op, Conv2d) and max(node.op.stride) > 1 for node in graph.nodes):
+            raise MismatchError("a stride")
+
+    def fails(graph: IntegerGraph) -> bool:
+        return any(isinstance(node.op, Conv2d) and max(node.op.stride) > 1 for node in graph.nodes)
+
+    example = next(example for example in draw_examples(build_graph, SLICE, 0) if fails(example.value))
+    said = failure_report(example, "nothing", check, tmp_path)
+    graph = load_graph(tmp_path / "000")
+    assert fails(graph)
+    assert len(graph.nodes) == 3
+    assert graph.input.shape == (1, 1, 1)
+    assert f"--replay {tmp_path / '000'}" in said
+    assert "MismatchError: a stride" in said
+    assert shrink(build_graph, example, lambda graph: False) is example.value
