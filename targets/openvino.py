@@ -140,8 +140,8 @@ class _Writer:
         # FakeQuantize of fewer than 256 levels is not run in integers; the limits lie on steps.
         return self.named(self._round(self._limit(real, quantization), quantization), tensor)
 
-    def requantize(self, real: Any, tensor: str, quantization: Quantization) -> Any:
-        """As `quantize`, for what lies on the steps of another tensor."""
+    def limit_rounded(self, real: Any, tensor: str, quantization: Quantization) -> Any:
+        """As `quantize`, for what lies on the steps of another tensor; the limits are applied last, in float32."""
         # OpenVINO moves a Clamp to before those steps are scaled, where its limits lie between two of them.
         return self.named(self._limit(self._round(real, quantization), quantization), tensor)
 
@@ -175,37 +175,31 @@ class _Writer:
 
     def finish(self, accumulated: Any, node: Node, op: Conv2d | Linear, source: Quantization, axes: int) -> Any:
         """Add the bias to [N, O, ...], which has `axes` axes after the channels, and round."""
-        bias = _real_bias(node, op, source, node.output.quantization)
+        bias = _real_bias(op, source, node.output.quantization)
         real = self.ops.add(accumulated, self.constant(bias.reshape(1, -1, *[1] * axes)))
         return self.quantize(real, node.name, node.output.quantization)
 
 
-def _real_bias(node: Node, op: Conv2d | Linear, source: Quantization, output: Quantization) -> NDArray[np.float32]:
+def _real_bias(op: Conv2d | Linear, source: Quantization, output: Quantization) -> NDArray[np.float32]:
     """Return the bias as real numbers, float32 [O].
 
     One that alone drives the output to an end of its range goes no farther than that takes: OpenVINO shifts the range
     by the bias, and float32 has not all whole numbers beyond 2**24.
-
-    Raises:
-        UnsupportedError: the sums themselves reach so far.
     """
     units = source.scale * op.weight.scales.astype(np.float64)
     magnitudes = np.abs(op.weight.values.astype(np.int64)).reshape(len(units), -1).sum(axis=1)
     reach = units * magnitudes * max(source.qmax - source.zero_point, source.zero_point - source.qmin)
-    if reach.max() >= 2**24 * output.scale:
-        raise UnsupportedError(
-            "OpenVINO computes wrong values where sums reach 2**24 steps of the output",
-            where=f"layer {node.name}",
-            remedy="Its outputs saturate: train longer, or choose another target",
-        )
     lowest, highest = (output.scale * (limit - output.zero_point) for limit in (output.qmin - 1, output.qmax + 1))
     return np.clip(op.bias * units, lowest - reach, highest + reach).astype(np.float32)
 
 
-def _window(
-    writer: _Writer, graph: IntegerGraph, node: Node, op: Conv2d, source: Any
-) -> tuple[Any, tuple[list[int], ...]]:
-    """Return what a convolution reads, and its stride, padding before, padding after and dilation.
+def _needs_second_column(node: Node, op: Conv2d) -> bool:
+    """Whether the plugin would take the only column for a row, and the horizontal stride for the vertical one."""
+    return node.output.shape[2] == 1 < node.output.shape[1] and op.stride[0] != op.stride[1]
+
+
+def _window(graph: IntegerGraph, node: Node, op: Conv2d) -> tuple[list[int], ...]:
+    """Return a convolution's stride, padding before, padding after and dilation.
 
     They are the operator's, but where OpenVINO 2026.4's CPU plugin crashes or computes something else.
 
@@ -226,29 +220,28 @@ def _window(
                 where=f"layer {node.name}",
                 remedy="Its outputs are constant: use a smaller padding, or choose another target",
             )
-    span = dilation[1] * (kernel[1] - 1) + 1
-    if outputs[1] == 1 and stride[0] != stride[1] and before[1] < span:
-        # The plugin takes a map of one column for one row, and the horizontal stride for the vertical one. With one
-        # column the horizontal stride means nothing, as long as no column is left over.
-        kept = min(sizes[1], span - before[1])
-        if kept < sizes[1]:
-            limits = (writer.constant(np.array([limit], np.int64)) for limit in (0, kept, 1, 3))
-            source = writer.ops.slice(source, *limits)
-        stride[1], after[1] = stride[0], span - before[1] - kept
-    return source, (stride, before, after, dilation)
+    if _needs_second_column(node, op):
+        after[1] += stride[1]
+    return stride, before, after, dilation
 
 
 def _conv2d(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any], op: Conv2d) -> Any:
     outputs, *rest = op.weight.values.shape
-    source, options = _window(writer, graph, node, op, inputs[0])
+    options = _window(graph, node, op)
     if op.groups == 1:
         weight = writer.weight(node, op.weight, (outputs, *rest), (outputs, 1, 1, 1))
-        accumulated = writer.ops.convolution(source, weight, *options)
+        accumulated = writer.ops.convolution(inputs[0], weight, *options)
     else:
         grouped = (op.groups, outputs // op.groups)
         weight = writer.weight(node, op.weight, (*grouped, *rest), (*grouped, 1, 1, 1))
-        accumulated = writer.ops.group_convolution(source, weight, *options)
-    return writer.finish(accumulated, node, op, graph.tensor(node.inputs[0]).quantization, 2)
+        accumulated = writer.ops.group_convolution(inputs[0], weight, *options)
+    columns = writer.finish(accumulated, node, op, graph.tensor(node.inputs[0]).quantization, 2)
+    if not _needs_second_column(node, op):
+        return columns
+    columns.output(0).get_tensor().set_names(set())
+    columns.set_friendly_name(f"{node.name}/columns")
+    first = (writer.constant(np.array([limit], np.int64)) for limit in (0, 1, 1, 3))
+    return writer.named(writer.ops.slice(columns, *first), node.name)
 
 
 def _linear(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any], op: Linear) -> Any:
@@ -320,7 +313,10 @@ def _flatten(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any]
 
 
 def _requantize(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any], op: Requantize) -> Any:
-    return writer.requantize(inputs[0], node.name, node.output.quantization)
+    source, output = graph.tensor(node.inputs[0]).quantization, node.output.quantization
+    # Of steps that are coarser than the output's; limits between finer ones are less than one of the output's away.
+    quantize = writer.limit_rounded if source.scale > output.scale else writer.quantize
+    return quantize(inputs[0], node.name, output)
 
 
 _WRITERS: dict[type, Callable[[_Writer, IntegerGraph, Node, list[Any], Any], Any]] = {
