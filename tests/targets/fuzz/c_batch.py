@@ -19,6 +19,7 @@ from kdpipe.targets.c.cores import FEATURES
 from kdpipe.targets.c.generator import LAYERS_FILE, render
 from kdpipe.targets.c.packing import to_channels_first, to_channels_last
 from kdpipe.targets.devices import firmware
+from kdpipe.targets.devices.c_artifact import CArtifact
 from kdpipe.targets.devices.c_compiler import compile_c, zig_compiler
 from kdpipe.targets.devices.cortex_m import CORES
 from kdpipe.targets.devices.unicorn_machine import UnicornMachine
@@ -118,30 +119,15 @@ class RecordedLayer:
 
 @dataclass(frozen=True)
 class Batch:
-    """Graphs of one rounding as the sources of one program; what `build_firmware` asks of an export.
+    """Graphs of one rounding as the sources of one program.
 
     Args:
-        directory: with model.h, model.c and kernels/kernel_config.h.
-        kernels: what they call, compiled.
+        program: the sources, as those of one network that takes a request and gives an answer.
         layers: of each graph, in order.
-        input_size: bytes of a request.
-        output_size: bytes of an answer, at most.
     """
 
-    directory: Path
-    kernels: Path
+    program: CArtifact
     layers: tuple[tuple[RecordedLayer, ...], ...]
-    input_size: int
-    output_size: int
-    name: str = "batch"
-
-    @property
-    def sources(self) -> list[Path]:
-        rows = self.directory / "kernels" / "rows.S"
-        return [self.directory / "model.c", *([rows] if rows.exists() else []), self.kernels]
-
-    def definitions(self, *, traced: bool) -> dict[str, str]:
-        return {}
 
 
 class Compilers:
@@ -190,7 +176,9 @@ class Compilers:
             name = f"g{index}"
             texts = render(replace(graph, name=name), "generic" if core == HOST else core)
             texts = {path: text for path, text in texts.items() if not path.startswith("portable/")}
-            functions = [Path(path).stem for path in texts if path.endswith(".S")]
+            # What is in assembly and not among the kernels is written for a layer.
+            assembly = {Path(path) for path in texts if path.endswith(".S")}
+            functions = sorted(path.stem for path in assembly if not (KERNELS / "cortex_m4" / path.name).exists())
             rows += [_assembly(texts, function, name, len(rows) + place) for place, function in enumerate(functions)]
             texts = {path: _renamed(text, functions, name) for path, text in texts.items()}
             parts.append(_program(texts, name))
@@ -223,15 +211,17 @@ class Compilers:
         if rows:
             text = '#include "kernel_config.h"\n' + "".join(rows)
             (directory / "kernels" / "rows.S").write_text(text)
-        kernels = self._compiled_kernels(core, graphs[0].rounding, config)
-        return Batch(directory, kernels, tuple(layers), sizes["BATCH_INPUT_SIZE"], recorded)
+        sources = [directory / "model.c", *([directory / "kernels" / "rows.S"] if rows else [])]
+        sources.append(self._compiled_kernels(core, graphs[0].rounding, config))
+        shapes = (sizes["BATCH_INPUT_SIZE"],), (recorded,)
+        return Batch(CArtifact(directory, tuple(sources), "batch", *shapes, ()), tuple(layers))
 
     def _compiled_kernels(self, core: str, rounding: str, config: str) -> Path:
         if (core, rounding) not in self._kernels:
             directory = self._directory / f"kernels-{core}-{rounding}"
             directory.mkdir()
-            _copy_kernels(core, directory, config, "*.[ch]")
-            names = sorted(path.name for path in directory.glob("*.c"))
+            _copy_kernels(core, directory, config, "*.*")
+            names = sorted(path.name for path in directory.glob("*.[cS]"))
             compile_c([*self._compiler(core), "-r", "-nostdlib", *names, "-o", "kernels.o"], directory)
             self._kernels[core, rounding] = directory / "kernels.o"
         return self._kernels[core, rounding]
@@ -244,9 +234,9 @@ class Compilers:
         return [*zig_compiler(), *target, *firmware._FLAGS, "-I", str(include)]
 
     def _run_on_host(self, batch: Batch, requests: Sequence[bytes], core: str) -> list[bytes]:
-        sources = [str(path) for path in batch.sources]
-        compile_c([*self._host, "-I", str(batch.directory), *sources, "-o", "batch"], batch.directory)
-        result = subprocess.run([str(batch.directory / "batch")], input=b"".join(requests), capture_output=True)
+        directory, sources = batch.program.directory, map(str, batch.program.sources)
+        compile_c([*self._host, "-I", str(directory), *sources, "-o", "batch"], directory)
+        result = subprocess.run([str(directory / "batch")], input=b"".join(requests), capture_output=True)
         if result.returncode != 0:
             raise ProgramError(result.stderr.decode(errors="replace"))
         sizes = [sum(int(np.prod(layer.shape)) for layer in layers) for layers in batch.layers]
@@ -258,9 +248,9 @@ class Compilers:
         return answers
 
     def _run_on_core(self, batch: Batch, requests: Sequence[bytes], core: str) -> list[bytes]:
-        image = firmware.build_firmware(batch, CORES[core][0], batch.directory)  # type: ignore[arg-type]
+        image = firmware.build_firmware(batch.program, CORES[core][0], batch.program.directory)
         machine = UnicornMachine(image, CORES[core][1], None, instruction_limit=0, seconds_limit=60.0)
-        return [machine.run(request, batch.output_size) for request in requests]
+        return [machine.run(request, batch.program.output_size) for request in requests]
 
 
 class ProgramError(Exception):
