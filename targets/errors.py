@@ -7,7 +7,8 @@ defect of kdpipe, and only then does the user see a traceback.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -26,10 +27,25 @@ class KdpipeError(Exception):
         self.remedy = remedy
         super().__init__(message)
 
+    def at(self, where: str) -> KdpipeError:
+        """Return the same error at a place, in front of that which it names itself."""
+        return type(self)(self.message, where=f"{where}: {self.where}" if self.where else where, remedy=self.remedy)
+
     def __str__(self) -> str:
         prefix = f"{self.where}: " if self.where else ""
         suffix = f". {self.remedy}" if self.remedy else ""
         return f"{prefix}{self.message}{suffix}"
+
+
+@contextmanager
+def placed(where: str | None) -> Iterator[None]:
+    """Let errors that users read say `where`, in front of the place that they name themselves; None adds nothing."""
+    try:
+        yield
+    except KdpipeError as error:
+        if where is None:
+            raise
+        raise error.at(where) from None
 
 
 class UsageError(KdpipeError):

@@ -27,6 +27,7 @@ from kdpipe.stages.training.parameters import make_optimizer
 from kdpipe.stages.training.resume import GeneratorState, Resume
 from kdpipe.stages.training.schedules import make_schedule
 from kdpipe.stages.training.seeding import derive_seed, seeded
+from kdpipe.targets.errors import placed
 
 SURVEY_BATCH = 128
 
@@ -95,9 +96,10 @@ def distill(params: DistillParams, inputs: Inputs, context: StageContext) -> Out
             # it is looked at where the student is, being the same network
             taps = None if params.student_tap is None else (params.student_tap,)
             taught = params.model_copy(update={"teacher_taps": taps})
-        rows, figures = _train(taught, (student, description), teachers, data, context, seed, generation, device)
-        students.append(student.cpu().eval())
         ending = f"-{generation + 1}" if params.generations > 1 else ""
+        with placed(f"generation {generation + 1}" if ending else None):
+            rows, figures = _train(taught, (student, description), teachers, data, context, seed, generation, device)
+        students.append(student.cpu().eval())
         history[f"student{ending}"] = rows
         metrics |= {f"{name}{ending.replace('-', '_')}": value for name, value in figures.items()}
         if ending:

@@ -14,7 +14,7 @@ from kdpipe.stages.knowledge.registry import LOSSES, Sight
 from kdpipe.stages.knowledge.taps import Seen, Taps, default_layers, matching_paths, observing
 from kdpipe.stages.knowledge.teacher_outputs import teacher_outputs
 from kdpipe.stages.training.ensemble import TeacherEnsemble
-from kdpipe.targets.errors import NetworkError
+from kdpipe.targets.errors import NetworkError, placed
 
 Patterns = str | tuple[str, ...]
 
@@ -62,16 +62,17 @@ def choose_taps(
         members = [student[0], *teachers.networks]
         patterns = [student_tap, *(teacher_taps or [None] * len(teachers))]
         layers = _paired(
-            [_paths(network, given, images) for network, given in zip(members, patterns, strict=True)],
+            [_paths(*member, images) for member in zip(members, patterns, _fields(len(teachers)), strict=True)],
             chosen=[given is not None for given in patterns],
         )
         ours, *theirs = [Taps(paths[-1], paths, embedding) for paths in layers]
         return Tapping(ours, tuple(theirs))
     if "feature" in sees:
         given = teacher_taps or [None] * len(teachers)
-        networks = zip(teachers.networks, teachers.descriptions, given, strict=True)
+        ours, *fields = _fields(len(teachers))
+        networks = zip(teachers.networks, teachers.descriptions, given, fields, strict=True)
         return Tapping(
-            Taps(_deepest(*student, student_tap, images), (), embedding),
+            Taps(_deepest(*student, student_tap, ours, images), (), embedding),
             tuple(Taps(_deepest(*member, images), (), embedding) for member in networks),
         )
     return Tapping(Taps(embedding=embedding), tuple(Taps(embedding=embedding) for _ in teachers.networks))
@@ -98,17 +99,25 @@ def tapped_shapes(tapping: Tapping, student: nn.Module, teachers: TeacherEnsembl
     )
 
 
-def _paths(network: nn.Module, given: Patterns | None, images: Tensor) -> tuple[str, ...]:
+def _fields(teachers: int) -> list[str]:
+    """Return the parameters that the student's and each teacher's taps come from, for messages."""
+    return ["student_tap", *(f"teacher_taps.{index}" for index in range(teachers))]
+
+
+def _paths(network: nn.Module, given: Patterns | None, field: str, images: Tensor) -> tuple[str, ...]:
     if given is None:
         return default_layers(network, images)
     patterns = (given,) if isinstance(given, str) else given
-    return tuple(dict.fromkeys(path for pattern in patterns for path in matching_paths(network, pattern)))
+    with placed(field):
+        return tuple(dict.fromkeys(path for pattern in patterns for path in matching_paths(network, pattern)))
 
 
-def _deepest(network: nn.Module, description: NetworkDescription, given: Patterns | None, images: Tensor) -> str:
+def _deepest(
+    network: nn.Module, description: NetworkDescription, given: Patterns | None, field: str, images: Tensor
+) -> str:
     if given is None and description.feature is not None:
         return description.feature
-    return _paths(network, given, images)[-1]
+    return _paths(network, given, field, images)[-1]
 
 
 def _paired(layers: Sequence[tuple[str, ...]], chosen: Sequence[bool]) -> list[tuple[str, ...]]:

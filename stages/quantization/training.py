@@ -34,7 +34,7 @@ from kdpipe.stages.training.parameters import make_optimizer
 from kdpipe.stages.training.resume import GeneratorState, Resume
 from kdpipe.stages.training.schedules import make_schedule
 from kdpipe.stages.training.seeding import derive_seed, seeded
-from kdpipe.targets.errors import DataError
+from kdpipe.targets.errors import DataError, placed
 from kdpipe.targets.graph import IntegerGraph, Normalization
 from kdpipe.targets.graph_files import save_graph
 from kdpipe.targets.lower import lower
@@ -111,7 +111,7 @@ def quantize(params: QuantizeParams, inputs: Inputs, context: StageContext) -> O
     observed = data.images[: params.calibration_images].to(device)
     history: dict[str, Rows] = {}
     for phase in plan_phases(params):
-        with at_least(prepared, phase.bits):
+        with placed(phase.name if params.progressive else None), at_least(prepared, phase.bits):
             calibrate(prepared, observed)
             history[phase.name] = train_quantized(prepared, data, params, context, device, phase)
     estimate_statistics(prepared, data.images)
@@ -250,23 +250,23 @@ def _stochastic_teacher(
 def _load_images(samples: Artifact, teachers: Artifact | None, space: ImageSpace) -> TrainingImages:
     if samples.kind == "split":
         split = load_split(samples.path)
-        _check_fit(split.space, space)
+        _check_fit(split.space, space, "images")
         logits = None
         if teachers is not None:
             ensemble = TeacherEnsemble.load(teachers.path)
-            _check_fit(ensemble.space, space)
+            _check_fit(ensemble.space, space, "teachers")
             logits = predict(ensemble, normalize(split.images, ensemble.space))
         return TrainingImages(normalize(split.images, space), split.labels, logits)
     found = load_samples(samples.path)
-    _check_fit(found.space, space)
+    _check_fit(found.space, space, "images")
     return TrainingImages(renormalize(found.images, found.space, space), found.logits.argmax(dim=1), found.logits)
 
 
-def _check_fit(found: ImageSpace, space: ImageSpace) -> None:
+def _check_fit(found: ImageSpace, space: ImageSpace, what: str) -> None:
     if found.shape != space.shape:
-        raise DataError(f"images of shape {list(found.shape)} for a network that takes {list(space.shape)}")
+        raise DataError(f"{what} of shape {list(found.shape)} for a network that takes {list(space.shape)}")
     if len(found.classes) != len(space.classes):
-        raise DataError(f"{len(found.classes)} classes of images for a network with {len(space.classes)}")
+        raise DataError(f"{what} with {len(found.classes)} classes for a network with {len(space.classes)}")
 
 
 def _metrics(

@@ -84,8 +84,8 @@ def frozen(network: nn.Module) -> Iterator[None]:
         network.train(training)
 
 
-def checked_sum(terms: Mapping[str, Tensor]) -> Tensor:
-    """Return the sum of the loss terms.
+def checked_sum(terms: Mapping[str, Tensor], iteration: int) -> Tensor:
+    """Return the sum of the loss terms of an iteration (from 1).
 
     Raises:
         TrainingError: one is not finite; it is named.
@@ -93,6 +93,7 @@ def checked_sum(terms: Mapping[str, Tensor]) -> Tensor:
     for name, value in terms.items():
         if not torch.isfinite(value):
             raise TrainingError(
-                f"the generator's loss term {name!r} is not finite", remedy="Lower lr or that term's weight"
+                f"the generator's loss term {name!r} is not finite at iteration {iteration}",
+                remedy="Lower lr or that term's weight",
             )
     return torch.stack(list(terms.values())).sum()

@@ -41,6 +41,7 @@ class FastMethod(Synthesizer):
         self.latent = nn.Parameter(self.generator.noise(params.batch_size, self._noise))
         self._optimizer = torch.optim.Adam([*self.generator.parameters(), self.latent], lr=params.lr_meta, betas=BETAS)
         self.bank = ImageBank(params.bank, teachers.space.shape)
+        self._steps = 0
 
     def step(self, student: nn.Module | None) -> SynthesisStep:
         """Adapt copies of the initial values to one batch, put it into the bank, and move the initial values."""
@@ -51,6 +52,7 @@ class FastMethod(Synthesizer):
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self.bank.add(made.images)
+        self._steps += 1
         return made
 
     def held_out(self) -> Tensor:
@@ -76,7 +78,7 @@ class FastMethod(Synthesizer):
                     with frozen(student):
                         said = student(images)
                     terms["adversarial"] = params.adversarial * disagreement_loss(said, logits, only_agreed=True)
-                loss = checked_sum(terms)
+                loss = checked_sum(terms, self._steps + 1)
                 if best is None or float(loss.detach()) < best[0]:
                     kept = {name: value.detach() for name, value in terms.items()}
                     best = float(loss.detach()), SynthesisStep(images.detach(), logits.detach(), kept)
@@ -98,6 +100,7 @@ class FastMethod(Synthesizer):
             "optimizer": self._optimizer.state_dict(),
             "noise": self._noise.get_state(),
             "bank": self.bank.state_dict(),
+            "steps": self._steps,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -108,3 +111,4 @@ class FastMethod(Synthesizer):
         self._optimizer.load_state_dict(state["optimizer"])
         self._noise.set_state(state["noise"])
         self.bank.load_state_dict(state["bank"])
+        self._steps = state["steps"]

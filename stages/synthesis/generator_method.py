@@ -15,7 +15,6 @@ from kdpipe.stages.synthesis.losses import disagreement_loss
 from kdpipe.stages.synthesis.registry import MethodParameters
 from kdpipe.stages.training.ensemble import TeacherEnsemble
 from kdpipe.stages.training.seeding import derive_seed, seeded
-from kdpipe.targets.errors import KdpipeError
 
 
 class GeneratorMethod(Synthesizer):
@@ -45,10 +44,7 @@ class GeneratorMethod(Synthesizer):
         if student is not None and self._params.adversarial:
             with frozen(student):
                 terms["adversarial"] = self._params.adversarial * disagreement_loss(student(images), logits)
-        try:
-            loss = checked_sum(terms)
-        except KdpipeError as error:
-            raise type(error)(f"{error.message} at iteration {self._steps + 1}", remedy=error.remedy) from None
+        loss = checked_sum(terms, self._steps + 1)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self._optimizer.step()

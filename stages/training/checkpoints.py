@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     {"state_dict": ...} is opened, and a prefix that all keys share (`module.` of DataParallel) is removed.
 
     Raises:
-        NetworkError: the file is missing, unreadable, holds code, or holds no tensors.
+        NetworkError: the file is missing, unreadable, holds code, holds no tensors, or values that are not finite.
     """
     try:
         content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
@@ -40,6 +40,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             where=str(path),
             remedy='Save it with torch.save(network.state_dict(), "file.pt") or safetensors.torch.save_file',
         )
+    _check_finite(state, path)
     return without_prefix(state)
 
 
@@ -73,7 +74,7 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], *, where: str) -
         if key in state and state[key].shape != own[key].shape
     ]
     problems = [
-        f"{title} {', '.join(found[:SHOWN])}" + (f" and {len(found) - SHOWN} more" if len(found) > SHOWN else "")
+        f"{title} {_first(found)}"
         for title, found in (("missing", missing), ("not in the network:", extra), ("other shapes:", shapes))
         if found
     ]
@@ -84,6 +85,23 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], *, where: str) -
             remedy="Give the model the arguments that it was trained with",
         )
     network.load_state_dict(dict(state), strict=False)
+
+
+def _check_finite(state: Mapping[str, Tensor], path: Path) -> None:
+    import torch
+
+    broken = [key for key, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]
+    if broken:
+        raise NetworkError(
+            f"the checkpoint holds values that are not finite: {_first(broken)}",
+            where=str(path),
+            remedy="Take a checkpoint from before the training broke",
+        )
+
+
+def _first(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 def _tensors(content: Any) -> dict[str, Tensor]:

@@ -60,7 +60,8 @@ def train(
         steps), lr (of the last step), and what `evaluate` returned.
 
     Raises:
-        TrainingError: a loss term is not finite; the parameters are then those before that step.
+        TrainingError: a loss term is not finite (the parameters are then those before that step), or a parameter is
+            not after an epoch.
     """
     initial = [group["lr"] for group in optimizer.param_groups]
     total = epochs * len(batches)
@@ -92,6 +93,7 @@ def train(
             done += 1
             if after_step is not None:
                 after_step()
+        _check_weights(optimizer, epoch, done)
         means = {name: float(value) / len(batches) for name, value in sums.items()}
         row = {"epoch": float(epoch + 1), "loss": sum(means.values())}
         if len(means) > 1:
@@ -114,3 +116,14 @@ def _check_finite(terms: Mapping[str, Tensor], epoch: int, done: int) -> None:
                 f"the loss term {name!r} is {float(value.detach())} at step {done + 1} (epoch {epoch + 1})",
                 remedy="Lower the learning rate or that term's weight, or add warm-up",
             )
+
+
+def _check_weights(optimizer: Optimizer, epoch: int, done: int) -> None:
+    """A step may break the weights of a network whose loss was still finite, and the last step's nobody would see."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if not torch.isfinite(parameter.detach()).all():
+                raise TrainingError(
+                    f"a weight of shape {list(parameter.shape)} is not finite after step {done} (epoch {epoch + 1})",
+                    remedy="Lower the learning rate, or add warm-up",
+                )

@@ -27,7 +27,7 @@ from kdpipe.stages.training.parameters import OptimizationParams, make_optimizer
 from kdpipe.stages.training.resume import GeneratorState, Resume
 from kdpipe.stages.training.schedules import make_schedule
 from kdpipe.stages.training.seeding import derive_seed, seeded
-from kdpipe.targets.errors import DataError, KdpipeError
+from kdpipe.targets.errors import DataError, placed
 
 
 def make_ensemble(params: TeachersParams, inputs: Inputs, context: StageContext) -> Outcome:
@@ -52,8 +52,8 @@ def make_ensemble(params: TeachersParams, inputs: Inputs, context: StageContext)
     for index, member in enumerate(params.members):
         description = NetworkDescription(member.model, member.arguments, _space(member, params, split))
         where = f"members.{index} ({member.model})"
-        with seeded(derive_seed(context.seed, "teacher", index)):
-            network = _build(description, where)
+        with seeded(derive_seed(context.seed, "teacher", index)), placed(where):
+            network = build_network(description)
             if member.checkpoint is not None:
                 path = context.file(member.checkpoint)
                 load_state(network, read_checkpoint(path), where=str(path))
@@ -162,10 +162,3 @@ def _space(member: Member, params: TeachersParams, split: Split | None) -> Image
     mean = member.mean if member.mean is not None or split is None else split.space.mean
     std = member.std if member.std is not None or split is None else split.space.std
     return ImageSpace(shape, classes, mean, std)  # type: ignore[arg-type]  # TeachersParams has checked them
-
-
-def _build(description: NetworkDescription, where: str) -> nn.Module:
-    try:
-        return build_network(description)
-    except KdpipeError as error:
-        raise type(error)(error.message, where=where, remedy=error.remedy) from None

@@ -141,7 +141,7 @@ def test_a_bank_is_a_ring():
 def test_a_loss_that_is_not_finite_names_the_term(ensemble):
     ensemble.networks[0].features[1].running_mean[0] = float("nan")
     for name in ("dafl-batch-norm", "fast"):
-        with pytest.raises(TrainingError, match="term 'one_hot' is not finite"):
+        with pytest.raises(TrainingError, match="term 'one_hot' is not finite at iteration 1"):
             build(name, ensemble)[1].step(None)
 
 

@@ -57,6 +57,12 @@ def test_a_loss_that_is_not_finite_names_term_and_step_and_changes_nothing():
     assert w.item() == 1
 
 
+def test_weights_that_the_last_step_broke_are_not_returned():
+    w = nn.Parameter(torch.tensor(1.0))
+    with pytest.raises(TrainingError, match=r"a weight of shape \[\] is not finite after step 1 \(epoch 1\)"):
+        train(batches(4, 4), lambda batch: {"fine": 1e20 * w}, torch.optim.SGD([w], lr=1e30), constant, epochs=1)
+
+
 def test_nothing_to_train_on():
     w = nn.Parameter(torch.tensor(1.0))
     with pytest.raises(TrainingError, match="no batch"):
