@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from kdpipe.models.choice import ModelChoice, check_named
 from kdpipe.stages.base import Accepts, Inputs, Outcome, Stage, StageContext
@@ -23,7 +23,12 @@ class DistillParams(OptimizationParams):
         description="the ensemble, or the one network, to learn from"
     )
     samples: Annotated[str, Accepts("samples", "split")] = Field(description="the images to learn on")
-    model: ModelChoice = Field(description="the student")
+    model: ModelChoice | None = Field(default=None, description="the student, with new weights")
+    initial: Annotated[str | None, Accepts("network", "ensemble")] = Field(
+        default=None,
+        description="instead of `model`: the network, or ensemble of one, that the student starts as; with lwf its "
+        "last layer is extended by the further classes of `samples`",
+    )
     losses: LossChoice = Field(
         default={"kd": {}}, min_length=1, description="by name of `kdpipe ls losses`, the loss's parameters"
     )
@@ -54,9 +59,15 @@ class DistillParams(OptimizationParams):
     def _check_losses(cls, losses: LossChoice) -> LossChoice:
         return check_losses(losses)
 
+    @model_validator(mode="after")
+    def _check_student(self) -> DistillParams:
+        if (self.model is None) == (self.initial is None):
+            raise ValueError("give the student as `model`, or the network that it starts as as `initial`")
+        return self
+
     def further_libraries(self) -> tuple[str, ...]:
         """Return where the student comes from."""
-        return self.model.libraries
+        return self.model.libraries if self.model is not None else ()
 
     def loss_parameters(self) -> dict[str, LossParameters]:
         """Return the losses' parameters with their defaults, by name."""

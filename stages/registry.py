@@ -71,6 +71,7 @@ STAGES = StageRegistry(
         "validate": "kdpipe.stages.validate:STAGE",
         "mutual": "kdpipe.stages.mutual:STAGE",
         "reconstruction": "kdpipe.stages.reconstruction:STAGE",
+        "select-classes": "kdpipe.stages.select_classes:STAGE",
     },
     sources={
         "digits": "kdpipe.stages.data.digits:SOURCE",

@@ -9,7 +9,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from kdpipe.stages.artifacts import NetworkDescription, build_network, load_network, save_ensemble, save_network
+from kdpipe.stages.artifacts import (
+    ImageSpace,
+    NetworkDescription,
+    build_network,
+    load_network,
+    save_ensemble,
+    save_network,
+)
 from kdpipe.stages.base import Artifact, Inputs, Outcome, Rows, StageContext
 from kdpipe.stages.data.batches import TensorBatches, augmentation
 from kdpipe.stages.distill import DistillParams
@@ -17,6 +24,7 @@ from kdpipe.stages.knowledge.base import DistillationLoss, Knowledge, Said
 from kdpipe.stages.knowledge.coefficients import epoch_progress
 from kdpipe.stages.knowledge.images import TrainingImages, load_images
 from kdpipe.stages.knowledge.registry import LOSSES
+from kdpipe.stages.knowledge.starting_point import extended
 from kdpipe.stages.knowledge.tapping import choose_taps, tapped_shapes
 from kdpipe.stages.knowledge.taps import Taps, observing
 from kdpipe.stages.knowledge.teacher_outputs import MIB, cache_outputs, teacher_outputs, unflatten
@@ -27,7 +35,7 @@ from kdpipe.stages.training.parameters import make_optimizer
 from kdpipe.stages.training.resume import GeneratorState, Resume
 from kdpipe.stages.training.schedules import make_schedule
 from kdpipe.stages.training.seeding import derive_seed, seeded
-from kdpipe.targets.errors import placed
+from kdpipe.targets.errors import DataError, placed
 
 SURVEY_BATCH = 128
 
@@ -81,15 +89,16 @@ def distill(params: DistillParams, inputs: Inputs, context: StageContext) -> Out
     """
     device = choose_device(context.accelerator)
     teachers = load_teachers(inputs["teachers"]).to(device)
-    data = load_images(inputs["samples"], teachers.space)
-    description = NetworkDescription(params.model.model, params.model.arguments, teachers.space)
+    data = load_images(inputs["samples"], teachers.space, further=_is_lifelong(params))
+    _check_classes(params, teachers.space, data.space)
     students: list[nn.Module] = []
     history: dict[str, Rows] = {}
     metrics: dict[str, float | int | str | bool] = {}
     for generation in range(params.generations):
         seed = context.seed if not generation else derive_seed(context.seed, "generation", generation)
         with seeded(derive_seed(seed, "student")):
-            student = build_network(description).to(device)
+            student, description = _new_student(params, inputs.get("initial"), data.space)
+        student.to(device)
         taught = params
         if generation:
             teachers = TeacherEnsemble([(students[-1], description)]).to(device)
@@ -117,6 +126,30 @@ def distill(params: DistillParams, inputs: Inputs, context: StageContext) -> Out
         },
         history=history,
     )
+
+
+def _is_lifelong(params: DistillParams) -> bool:
+    return any(LOSSES[name].category == "lifelong" for name in params.losses)
+
+
+def _check_classes(params: DistillParams, known: ImageSpace, learned: ImageSpace) -> None:
+    unfit = [name for name in params.losses if LOSSES[name].equal_classes]
+    if unfit and len(learned.classes) > len(known.classes):
+        raise DataError(
+            f"{unfit[0]} compares all {len(learned.classes)} classes, of which the teachers know {len(known.classes)}",
+            remedy="Use lwf, ce, or losses on features",
+        )
+
+
+def _new_student(
+    params: DistillParams, initial: Artifact | None, space: ImageSpace
+) -> tuple[nn.Module, NetworkDescription]:
+    """Build the student that is to learn the classes of `space`, or take the initial network."""
+    if initial is not None:
+        return extended(initial, space)
+    assert params.model is not None  # noqa: S101  # DistillParams has checked it
+    description = NetworkDescription(params.model.model, params.model.arguments, space)
+    return build_network(description), description
 
 
 def load_teachers(artifact: Artifact) -> TeacherEnsemble:
@@ -201,7 +234,8 @@ def _train(
             logits = student(images)
             seen = observer.seen()
             choice = said.logits.mean(dim=0).argmax(dim=1)
-            agreed.append((logits.detach().argmax(dim=1) == choice).float().mean())
+            known = logits.detach()[:, : said.logits.shape[2]]  # of further classes the teachers can say nothing
+            agreed.append((known.argmax(dim=1) == choice).float().mean())
             knowledge = Knowledge(
                 student_logits=logits,
                 student_feature=seen.feature,

@@ -56,6 +56,12 @@ class KdParameters(SoftenedParameters):
 class CrossEntropyParameters(LossParameters):
     """Parameters of `ce`."""
 
+    further_only: bool = Field(
+        default=False,
+        description="beside lwf: among the classes that the teachers don't know, on the images of these, as in LwF's "
+        "paper; otherwise the old classes, of which there are no images, are unlearned",
+    )
+
 
 class DkdParameters(SoftenedParameters):
     """Parameters of `dkd`; the paper's defaults for CIFAR-100."""
@@ -178,6 +184,12 @@ class RandomTeacherParameters(SoftenedParameters):
 
 class CsKdParameters(SoftenedParameters):
     """Parameters of `cs-kd`; the paper's defaults."""
+
+
+class LwfParameters(SoftenedParameters):
+    """Parameters of `lwf`; the paper's defaults."""
+
+    temperature: float = Field(default=2.0, gt=0, le=1000, description="T: softens both distributions")
 
 
 class AdversarialParameters(LossParameters):

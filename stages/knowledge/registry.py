@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LOSSES", "Category", "LossEntry", "LossParameters", "Sight"]
 
-Category = Literal["response", "feature", "relation", "multi-teacher", "self", "adversarial"]
+Category = Literal["response", "feature", "relation", "multi-teacher", "self", "adversarial", "lifelong"]
 Sight = Literal["feature", "layers", "embedding"]
 
 
@@ -32,6 +32,7 @@ class LossEntry:
         sees: what it looks at beside logits and labels: the last feature map, several layers' maps, the penultimate
             embedding. What none of a student's losses sees is not tapped.
         needs_teachers: whether it looks at what the teachers say at all.
+        equal_classes: whether the teachers must know every class of the student.
     """
 
     summary: str
@@ -41,6 +42,7 @@ class LossEntry:
     constructor: str
     sees: frozenset[Sight] = frozenset()
     needs_teachers: bool = True
+    equal_classes: bool = False
 
     def build(self, parameters: Any, shapes: FeatureShapes | None, seed: int) -> DistillationLoss:
         """Build the loss.
@@ -67,9 +69,11 @@ def _add(
     constructor: str,
     sees: tuple[Sight, ...] = (),
     needs_teachers: bool = True,
+    equal_classes: bool = False,
 ) -> None:
     place = f"kdpipe.stages.knowledge.{constructor}"
-    LOSSES.register(name)(LossEntry(summary, category, reference, parameters, place, frozenset(sees), needs_teachers))
+    entry = LossEntry(summary, category, reference, parameters, place, frozenset(sees), needs_teachers, equal_classes)
+    LOSSES.register(name)(entry)
 
 
 _add(
@@ -79,6 +83,7 @@ _add(
     "Hinton et al. 2015 (arXiv:1503.02531)",
     types.KdParameters,
     "response:KnowledgeDistillation",
+    equal_classes=True,
 )
 _add(
     "ce",
@@ -96,6 +101,7 @@ _add(
     "Zhao et al. 2022, DKD (arXiv:2203.08679)",
     types.DkdParameters,
     "decoupled:DecoupledDistillation",
+    equal_classes=True,
 )
 _add(
     "dist",
@@ -104,6 +110,7 @@ _add(
     "Huang et al. 2022, DIST (arXiv:2205.10536)",
     types.DistParameters,
     "correlation:Dist",
+    equal_classes=True,
 )
 _add(
     "fitnets",
@@ -158,6 +165,7 @@ _add(
     types.SimKdParameters,
     "reused_classifier:ReusedClassifier",
     ("feature",),
+    equal_classes=True,
 )
 _add(
     "rkd",
@@ -220,6 +228,7 @@ _add(
     "Kwon et al. 2020, knowledge distillation based on entropy (ICASSP)",
     types.EntropyWeightedParameters,
     "multi_teacher:EntropyWeighted",
+    equal_classes=True,
 )
 _add(
     "ca-mkd",
@@ -228,6 +237,7 @@ _add(
     "Zhang et al. 2022, CA-MKD, its loss on predictions (arXiv:2201.00007)",
     types.CaMkdParameters,
     "multi_teacher:ConfidenceAware",
+    equal_classes=True,
 )
 _add(
     "random-teacher",
@@ -236,6 +246,7 @@ _add(
     "Fukuda et al. 2017, distillation from an ensemble of teachers (Interspeech)",
     types.RandomTeacherParameters,
     "multi_teacher:RandomTeacher",
+    equal_classes=True,
 )
 _add(
     "cs-kd",
@@ -254,4 +265,12 @@ _add(
     types.AdversarialParameters,
     "adversarial:Adversarial",
     ("embedding",),
+)
+_add(
+    "lwf",
+    "lifelong",
+    "the student keeps the classes of its teacher while it learns further ones from a split",
+    "Li and Hoiem 2016, LwF (arXiv:1606.09282)",
+    types.LwfParameters,
+    "without_forgetting:LearningWithoutForgetting",
 )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kdpipe.stages.knowledge.base import DistillationLoss, FeatureShapes, Knowledge
 from kdpipe.stages.knowledge.loss_parameters import CrossEntropyParameters, KdParameters
+from kdpipe.targets.errors import DataError
 
 
 def average_distribution(teacher_logits: Tensor, temperature: float, average: str) -> Tensor:
@@ -66,12 +67,41 @@ class KnowledgeDistillation(DistillationLoss):
         return distillation_loss(knowledge.student_logits, target, temperature, p.scale)
 
 
+def further_cross_entropy(logits: Tensor, labels: Tensor, known: int) -> Tensor:
+    """CE(softmax(z[known:]), y - known), mean over the images of classes from `known` on; 0 where there is none.
+
+    This is L_new of learning without forgetting (Li and Hoiem 2016, arXiv:1606.09282, equation 1).
+
+    Args:
+        logits: [B, K].
+        labels: int64 [B].
+        known: how many classes, the first ones, take no part; less than K.
+    """
+    rows = labels >= known
+    loss = F.cross_entropy(logits[rows, known:], labels[rows] - known, reduction="sum")
+    return loss / rows.sum().clamp(min=1)
+
+
 class CrossEntropy(DistillationLoss):
     """`ce`."""
 
     def __init__(self, parameters: CrossEntropyParameters, shapes: FeatureShapes | None, seed: int) -> None:
         super().__init__()
+        self.parameters_ = parameters
 
     def forward(self, knowledge: Knowledge) -> Tensor:
-        """Return CE(student, labels)."""
-        return F.cross_entropy(knowledge.student_logits, knowledge.labels)
+        """Return CE(student, labels).
+
+        Raises:
+            DataError: only further classes are asked for, and there is none.
+        """
+        logits, labels = knowledge.student_logits, knowledge.labels
+        if not self.parameters_.further_only:
+            return F.cross_entropy(logits, labels)
+        known = knowledge.teacher_logits.shape[2]
+        if known == logits.shape[1]:
+            raise DataError(
+                f"ce: the teachers know all {known} classes, none is further",
+                remedy="Leave further_only out, or add lwf",
+            )
+        return further_cross_entropy(logits, labels, known)

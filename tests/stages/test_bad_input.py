@@ -145,7 +145,7 @@ def test_teachers_that_know_other_classes(tmp_path: Path, monkeypatch: pytest.Mo
     quantized = {**QUANTIZED, "network": "${student.network}", "teachers": "${brought.ensemble}", "losses": {"kd": {}}}
     write(tmp_path, {"brought": brought(["a", "b", "c"]), "distilled": others})
     code, said, _ = run(tmp_path, monkeypatch)
-    assert (code, "distilled: the images have 10 classes, the teachers 3" in said) == (3, True), said
+    assert (code, "distilled: the images have 10 classes, the networks 3" in said) == (3, True), said
     write(tmp_path, {"brought": brought(["a", "b", "c"]), "teachers": TEACHERS, "student": STUDENT, "small": quantized})
     code, said, _ = run(tmp_path, monkeypatch)
     assert (code, "small: teachers with 3 classes for a network with 10" in said) == (3, True), said
