@@ -51,7 +51,8 @@ class DistillParams(OptimizationParams):
     cache_mib: int = Field(
         default=512,
         ge=0,
-        description="teachers' outputs are computed once if they need no more than this and nothing is augmented",
+        description="teachers' outputs are computed once, and kept in memory-mapped files, if they need no more than "
+        "this and nothing is augmented",
     )
 
     @field_validator("losses", mode="after")

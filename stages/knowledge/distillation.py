@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -23,11 +22,12 @@ from kdpipe.stages.distill import DistillParams
 from kdpipe.stages.knowledge.base import DistillationLoss, Knowledge, Said
 from kdpipe.stages.knowledge.coefficients import epoch_progress
 from kdpipe.stages.knowledge.images import TrainingImages, load_images
+from kdpipe.stages.knowledge.output_cache import CachedOutputs, cache_outputs
 from kdpipe.stages.knowledge.registry import LOSSES
 from kdpipe.stages.knowledge.starting_point import extended
 from kdpipe.stages.knowledge.tapping import choose_taps, tapped_shapes
 from kdpipe.stages.knowledge.taps import Taps, observing
-from kdpipe.stages.knowledge.teacher_outputs import MIB, cache_outputs, teacher_outputs, unflatten
+from kdpipe.stages.knowledge.teacher_outputs import teacher_outputs, unflatten
 from kdpipe.stages.training.device import choose_device
 from kdpipe.stages.training.ensemble import TeacherEnsemble
 from kdpipe.stages.training.loop import train
@@ -47,7 +47,7 @@ class TeacherSurvey:
         teachers: the ensemble.
         taps: of each teacher.
         data: the images.
-        cached: what `cache_outputs` returned.
+        cached: the tensors that `cache_outputs` returned, or none.
         device: where the teachers are.
     """
 
@@ -56,7 +56,7 @@ class TeacherSurvey:
         teachers: TeacherEnsemble,
         taps: Sequence[Taps],
         data: TrainingImages,
-        cached: Sequence[Tensor] | None,
+        cached: Sequence[Tensor],
         device: torch.device,
     ) -> None:
         self._teachers = teachers
@@ -70,7 +70,7 @@ class TeacherSurvey:
         count = len(self._data.images)
         order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
         for rows in order.split(SURVEY_BATCH):
-            if self._cached is not None:
+            if self._cached:
                 said = unflatten([tensor[rows].to(self._device) for tensor in self._cached], self._taps)
             else:
                 said = teacher_outputs(self._teachers, self._taps, self._data.images[rows].to(self._device))
@@ -190,13 +190,18 @@ def _train(
         loss.attach(student, list(teachers.networks))
     black = [-mean / std for mean, std in zip(teachers.space.mean, teachers.space.std, strict=True)]
     augment = augmentation(params.shift, params.flip, fill=black)
-    cached = None
-    started = time.perf_counter()
+    kept = None
     if augment is None:
-        cached = cache_outputs(teachers, tapping.teachers, data.images, limit_mib=params.cache_mib)
-    context.log(_about_cache(cached, time.perf_counter() - started, params.epochs))
+        kept = cache_outputs(
+            context.scratch(), str(generation), teachers, tapping.teachers, data.images, limit_mib=params.cache_mib
+        )
+    context.log(_about_cache(kept, params.epochs))
+    cached = kept.tensors if kept is not None else ()
     survey = TeacherSurvey(teachers, tapping.teachers, data, cached, device)
-    found: dict[str, float] = {}
+    found = {
+        "teacher_passes": params.epochs if kept is None else 1,
+        "teacher_outputs_mib": 0.0 if kept is None else kept.mib,
+    }
     with seeded(derive_seed(seed, "preparation")):
         for name, loss in losses.items():
             found |= {f"{name}_{key}": value for key, value in loss.prepare(survey).items()}
@@ -204,7 +209,7 @@ def _train(
     labels = data.labels if data.labels is not None else torch.full((len(data.images),), -1)
     order = torch.Generator().manual_seed(derive_seed(seed, "batches"))
     batches = TensorBatches(
-        [data.images, labels, torch.arange(len(data.images)), *(cached or [])],
+        [data.images, labels, torch.arange(len(data.images)), *cached],
         params.batch_size,
         order,
         augment=augment,
@@ -274,9 +279,11 @@ def _train(
     return rows, found
 
 
-def _about_cache(cached: Sequence[Tensor] | None, seconds: float, epochs: int) -> str:
-    if cached is None:
+def _about_cache(kept: CachedOutputs | None, epochs: int) -> str:
+    if kept is None:
         return "the teachers' outputs are computed for each batch"
-    size = sum(tensor.nbytes for tensor in cached) / MIB
-    said = f"the teachers' outputs are cached: {size:.1f} MiB in {seconds:.1f} s"
-    return f"{said}, instead of {epochs} times in as many epochs" if epochs > 1 else said
+    if not kept.seconds:
+        return f"the teachers' outputs are cached: {kept.mib:.1f} MiB of an earlier run"
+    said = f"the teachers' outputs are cached: {kept.mib:.1f} MiB in {kept.seconds:.1f} s"
+    saved = kept.seconds * (epochs - 1)
+    return f"{said}, which saves about {saved:.1f} s in {epochs} epochs" if epochs > 1 else said

@@ -1,4 +1,4 @@
-"""What teachers say about images: computed once, or anew for each batch where the images change."""
+"""What teachers say about a batch of images."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from torch import Tensor
 
 from kdpipe.stages.knowledge.taps import Seen, Taps, observing
 from kdpipe.stages.training.ensemble import TeacherEnsemble
-
-MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -82,31 +80,3 @@ def unflatten(tensors: Sequence[Tensor], taps: Sequence[Taps]) -> TeacherOutputs
             feature = layers[tap.layers.index(tap.feature)] if tap.feature in tap.layers else next(remaining)
         seen.append(Seen(feature, layers, next(remaining) if tap.embedding else None))
     return TeacherOutputs(logits.transpose(0, 1), tuple(seen))
-
-
-@torch.no_grad()
-def cache_outputs(
-    teachers: TeacherEnsemble, taps: Sequence[Taps], images: Tensor, *, limit_mib: int, batch_size: int = 512
-) -> list[Tensor] | None:
-    """Compute the teachers' outputs for all images, on the CPU.
-
-    Args:
-        teachers: the ensemble.
-        taps: of each teacher.
-        images: normalized, [N, C, H, W].
-        limit_mib: what the outputs may take.
-        batch_size: images at a time.
-
-    Returns:
-        Tensors [N, ...] for `unflatten`; None if they would take more than the limit.
-    """
-    device = next(teachers.parameters()).device
-    parts: list[list[Tensor]] = []
-    for chunk in images.split(batch_size):
-        part = [tensor.cpu() for tensor in flatten(teacher_outputs(teachers, taps, chunk.to(device)), taps)]
-        if not parts:
-            size = sum(tensor[0].nbytes for tensor in part) * len(images)
-            if size > limit_mib * MIB:
-                return None
-        parts.append(part)
-    return [torch.cat(tensors) for tensors in zip(*parts, strict=True)]

@@ -17,9 +17,10 @@ from kdpipe.stages.artifacts import (
 )
 from kdpipe.stages.base import Artifact
 from kdpipe.stages.distill import STAGE, DistillParams
+from kdpipe.stages.knowledge.output_cache import cache_outputs
 from kdpipe.stages.knowledge.registry import LOSSES
 from kdpipe.stages.knowledge.taps import Taps
-from kdpipe.stages.knowledge.teacher_outputs import cache_outputs, teacher_outputs, unflatten
+from kdpipe.stages.knowledge.teacher_outputs import teacher_outputs, unflatten
 from kdpipe.stages.training.ensemble import TeacherEnsemble
 from kdpipe.stages.training.metrics import accuracy, predict
 from kdpipe.stages.training.parameters import OptimizationParams
@@ -104,9 +105,13 @@ def test_the_same_seed_makes_the_same_bytes(inputs, context):
 
 def test_cached_outputs_train_the_same_student(inputs, context):
     a, b = context("cached"), context("anew")
-    run(inputs, a, epochs=1)
-    run(inputs, b, epochs=1, cache_mib=0)
+    once = run(inputs, a, epochs=2)
+    often = run(inputs, b, epochs=2, cache_mib=0)
+    assert [outcome.metrics["teacher_passes"] for outcome in (once, often)] == [1, 2]
+    assert once.metrics["teacher_outputs_mib"] == 320 * 4 * (6 + 16 * 20) / 2**20
+    assert often.metrics["teacher_outputs_mib"] == 0
     (line,) = a.lines
+    assert "which saves about" in line
     # two teachers' 3 logits, and maps of 8 and 12 channels at 4x4, of 320 images
     assert line.startswith(f"the teachers' outputs are cached: {320 * 4 * (6 + 16 * 20) / 2**20:.1f} MiB in ")
     assert b.lines == ["the teachers' outputs are computed for each batch"]
@@ -115,11 +120,14 @@ def test_cached_outputs_train_the_same_student(inputs, context):
         torch.testing.assert_close(value, second[key], rtol=1e-3, atol=1e-3)
 
 
-def test_the_cache_is_what_the_teachers_say(inputs):
+def test_the_cache_is_what_the_teachers_say(inputs, tmp_path):
     teachers = TeacherEnsemble.load(inputs["teachers"].path)
     images = torch.randn(10, 1, 8, 8)
     taps = (Taps("features", ("features.0", "features"), embedding=True), Taps("features.0"))
-    tensors = cache_outputs(teachers, taps, images, limit_mib=1, batch_size=4)
+    kept = cache_outputs(tmp_path, "0", teachers, taps, images, limit_mib=1, batch_size=4)
+    tensors = kept.tensors
+    assert kept.seconds > 0
+    assert kept.mib == sum(path.stat().st_size for path in tmp_path.glob("teacher-outputs-0/*.bin")) / 2**20
     assert len(tensors) == 1 + 3 + 1  # logits; two maps, of which one serves twice, and the embedding; one map
     cached, anew = unflatten(tensors, taps), teacher_outputs(teachers, taps, images)
     torch.testing.assert_close(cached.logits, anew.logits)
@@ -127,7 +135,37 @@ def test_the_cache_is_what_the_teachers_say(inputs):
     torch.testing.assert_close(cached.layers, anew.layers)
     torch.testing.assert_close(cached.embeddings, anew.embeddings)
     assert [len(layers) for layers in anew.layers] == [2, 0]
-    assert cache_outputs(teachers, taps, images, limit_mib=0) is None
+    # an earlier run's are taken as they are, and written by nobody
+    again = cache_outputs(tmp_path, "0", teachers, taps, torch.zeros(0, 1, 8, 8), limit_mib=1)
+    again.tensors[0].zero_()
+    assert again.seconds == 0
+    third = cache_outputs(tmp_path, "0", teachers, taps, torch.zeros(0, 1, 8, 8), limit_mib=1)
+    assert torch.equal(third.tensors[0], tensors[0])
+    assert [path.name for path in tmp_path.glob("teacher-outputs-*")] == ["teacher-outputs-0"]
+    assert cache_outputs(tmp_path, "1", teachers, taps, images, limit_mib=0) is None
+    assert not list(tmp_path.glob("teacher-outputs-*"))
+
+
+def test_outputs_that_a_kill_cut_short_are_computed_anew(inputs, tmp_path):
+    teachers = TeacherEnsemble.load(inputs["teachers"].path)
+    images = torch.randn(10, 1, 8, 8)
+    taps = (Taps(), Taps())
+
+    calls = 0
+
+    def kill(module, given):
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+
+    handle = teachers.networks[0].register_forward_pre_hook(kill)
+    with pytest.raises(KeyboardInterrupt):
+        cache_outputs(tmp_path, "0", teachers, taps, images, limit_mib=1, batch_size=4)
+    handle.remove()
+    assert [path.name for path in tmp_path.glob("teacher-outputs-*")] == ["teacher-outputs-0.partial"]
+    kept = cache_outputs(tmp_path, "0", teachers, taps, images, limit_mib=1, batch_size=4)
+    torch.testing.assert_close(unflatten(kept.tensors, taps).logits, teacher_outputs(teachers, taps, images).logits)
 
 
 def test_augmentation_asks_the_teachers_anew(inputs, context):
