@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,11 +21,14 @@ from kdpipe.stages.synthesize import SynthesizeParams
 from kdpipe.stages.training.device import choose_device
 from kdpipe.stages.training.ensemble import TeacherEnsemble
 from kdpipe.stages.training.metrics import predict
+from kdpipe.stages.training.resume import Resume
 from kdpipe.stages.training.seeding import derive_seed, seeded
 from kdpipe.targets.errors import TrainingError
 
 ROWS = 40
 GRID = 100
+ROWS_A_STATE = 4
+"""Rows of the history after which a killed stage would go on: the images make the state large."""
 
 
 def synthesize(params: SynthesizeParams, inputs: Inputs, context: StageContext) -> Outcome:
@@ -73,7 +78,8 @@ def train_generator(method: Synthesizer, params: SynthesizeParams, context: Stag
     """Train the generator, and return the images of its later steps with the course of its losses.
 
     Keeping images from along the way, rather than drawing all from the last generator, gives a wider variety for
-    nothing: each batch has already been made (the memory bank of CMI, Fang et al. 2021, arXiv:2105.08584).
+    nothing: each batch has already been made (the memory bank of CMI, Fang et al. 2021, arXiv:2105.08584). A killed
+    stage goes on from where its state was last written.
 
     Returns:
         Normalized images [N, C, H, W] on the CPU, at least `count` of them, and rows of iteration, loss, terms and
@@ -84,25 +90,48 @@ def train_generator(method: Synthesizer, params: SynthesizeParams, context: Stag
         max(params.iterations - math.ceil(2 * params.count / params.batch_size), 0),
     )
     every = max(params.iterations // ROWS, 1)
-    bank: list[Tensor] = []
-    rows: Rows = []
-    for iteration in range(1, params.iterations + 1):
+    bank = _Kept()
+    resume = Resume(context.scratch(), "generator", {"method": method, "bank": bank})
+    rows, done = resume.load()
+    for iteration in range(done + 1, params.iterations + 1):
         step = method.step(None)
         if iteration > first_kept:
-            bank.append(step.images.cpu())
+            bank.add(step.images)
         if iteration % every == 0 or iteration == params.iterations:
             terms = {name: float(value) for name, value in step.terms.items()}
             row = {"iteration": float(iteration), "loss": sum(terms.values()), **terms}
             row["class_entropy"] = class_entropy(step.logits)
             rows.append(row)
             shown = {name: row[name] for name in ("loss", "class_entropy")}
+            if len(rows) % ROWS_A_STATE == 0:
+                resume.save(rows, iteration)
             context.progress(iteration, params.iterations, "iteration", **shown)
-    kept = sum(map(len, bank))
     method.images(params.batch_size)  # the last batch, which is in the bank
-    while kept < params.count:
-        bank.append(method.images(params.batch_size).cpu())
-        kept += len(bank[-1])
-    return torch.cat(bank), rows
+    while len(bank) < params.count:
+        bank.add(method.images(params.batch_size))
+    return bank.all(), rows
+
+
+class _Kept:
+    """The images of the later steps, on the CPU."""
+
+    def __init__(self) -> None:
+        self._batches: list[Tensor] = []
+
+    def __len__(self) -> int:
+        return sum(map(len, self._batches))
+
+    def add(self, images: Tensor) -> None:
+        self._batches.append(images.cpu())
+
+    def all(self) -> Tensor:
+        return torch.cat(self._batches)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"batches": self._batches}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._batches = list(state["batches"])
 
 
 def collapsed(entropy: float, limit: float, weights: str = "weights") -> TrainingError:
