@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -46,6 +46,10 @@ class DistillParams(OptimizationParams):
         le=100,
         description="students trained one after the other, each after the first by the one before it alone",
     )
+    checkpoint: Literal["last", "ema"] = Field(
+        default="last", description="the student of the last step, or its exponential moving average"
+    )
+    ema_decay: float = Field(default=0.99, ge=0, lt=1, description="share of the average that a step keeps")
     shift: int = Field(default=0, ge=0, le=16, description="augmentation: random moves of up to so many pixels")
     flip: bool = Field(default=False, description="augmentation: mirror each image with probability 1/2")
     cache_mib: int = Field(

@@ -28,6 +28,7 @@ from kdpipe.stages.knowledge.starting_point import extended
 from kdpipe.stages.knowledge.tapping import choose_taps, tapped_shapes
 from kdpipe.stages.knowledge.taps import Taps, observing
 from kdpipe.stages.knowledge.teacher_outputs import teacher_outputs, unflatten
+from kdpipe.stages.training.averaging import WeightAverage
 from kdpipe.stages.training.device import choose_device
 from kdpipe.stages.training.ensemble import TeacherEnsemble
 from kdpipe.stages.training.loop import train
@@ -257,10 +258,12 @@ def _train(
             return {name: parameters[name].weight_at(progress) * loss(knowledge) for name, loss in losses.items()}
 
         drawing = [order, *(generator for loss in losses.values() for generator in loss.generators())]
+        average = WeightAverage(student, params.ema_decay) if params.checkpoint == "ema" else None
         resume = Resume(
             context.scratch(),
             f"student-{generation}",
             {"student": student, "losses": nn.ModuleDict(losses)}
+            | ({"average": average} if average is not None else {})
             | {f"generator-{index}": GeneratorState(generator) for index, generator in enumerate(drawing)},
         )
         student.train()
@@ -274,8 +277,11 @@ def _train(
                 start_epoch=start_epoch,
                 evaluate=evaluate,
                 report=report,
+                after_step=average.update if average is not None else None,
                 resume=resume,
             )
+    if average is not None:
+        student.load_state_dict(average.average())
     return rows, found
 
 

@@ -168,6 +168,34 @@ def test_outputs_that_a_kill_cut_short_are_computed_anew(inputs, tmp_path):
     torch.testing.assert_close(unflatten(kept.tensors, taps).logits, teacher_outputs(teachers, taps, images).logits)
 
 
+def test_the_average_is_another_student_than_the_last(inputs, context):
+    folders = [context(name) for name in ("last", "ema", "none")]
+    for folder, change in zip(folders, ({}, {"checkpoint": "ema"}, {"checkpoint": "ema", "ema_decay": 0}), strict=True):
+        run(inputs, folder, losses={"kd": {}}, **change)
+    last, ema, none = [(folder.root / "network" / "weights.safetensors").read_bytes() for folder in folders]
+    assert ema != last == none
+
+
+def test_an_interrupted_average_goes_on_to_the_same_bytes(inputs, context):
+    whole, broken = context("whole"), context("broken")
+    change = {"losses": {"kd": {}}, "checkpoint": "ema"}
+    run(inputs, whole, **change)
+
+    def interrupt(done, *rest, **metrics):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    broken.progress, kept = interrupt, broken.progress
+    with pytest.raises(KeyboardInterrupt):
+        run(inputs, broken, **change)
+    broken.progress = kept
+    run(inputs, broken, **change)
+    assert [report[0] for report in broken.reports] == [2, 3]
+    assert broken.lines[-1].endswith("MiB of an earlier run")
+    first, second = [(folder.root / "network" / "weights.safetensors").read_bytes() for folder in (whole, broken)]
+    assert first == second
+
+
 def test_augmentation_asks_the_teachers_anew(inputs, context):
     folder = context()
     run(inputs, folder, epochs=1, shift=1)
