@@ -4,7 +4,7 @@ A sink is any callable that takes an event. Events are plain data: `event_to_jso
 which is one line of log.jsonl. A run emits, in this order: one `RunStarted`; for each stage of the plan either one
 `StageCached`, one `StageSkipped`, or one `StageStarted`, any number of `StageProgress` and `StageLogged`, and one of
 `StageFinished`, `StageFailed` or `StageInterrupted`; after a validation one `GateEvaluated` a gate; one `RunFinished`.
-`RunLogged` may come at any time.
+`RunLogged` may come at any time, and with a matrix one `CellFinished` a cell as soon as its last stage is over.
 """
 
 from __future__ import annotations
@@ -53,11 +53,13 @@ class RunStarted(Event):
         pipeline: the pipeline's name.
         out: the directory of the report, as the user would type it.
         stages: the plan, in the order of execution.
+        matrix: the size of the matrix in words, or None.
     """
 
     pipeline: str
     out: str
     stages: tuple[PlannedStage, ...]
+    matrix: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +178,25 @@ class GateEvaluated(StageEvent):
     value: float | None
     passed: bool
     reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellFinished(Event):
+    """All stages of a cell of the matrix are over.
+
+    Args:
+        coordinates: its values by the names of the axes, the seed last.
+        done: how many cells are over.
+        total: how many there are in this run.
+        problems: its stages that failed and its gates that are broken.
+        figures: the matrix's metrics, as far as they were found.
+    """
+
+    coordinates: Mapping[str, str]
+    done: int
+    total: int
+    problems: tuple[str, ...] = ()
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,7 +48,14 @@ def run_pipeline(
             for sink in all_sinks:
                 sink(event)
 
-        emit(RunStarted(pipeline=spec.name, out=str(out), stages=tuple(step.planned() for step in steps)))
+        emit(
+            RunStarted(
+                pipeline=spec.name,
+                out=str(out),
+                stages=tuple(step.planned() for step in steps),
+                matrix=spec.matrix.size() if spec.matrix else None,
+            )
+        )
         result = run_stages(spec, store, all_sinks, only=only, force=force, fingerprints=fingerprints)
         write_run(result, out)
         if log.failure is not None:

@@ -57,7 +57,7 @@ class Planner:
     ) -> None:
         self._spec = spec
         self._store = store
-        self._force = frozenset(force)
+        self._force = frozenset(found for name in force for found in spec.named(name))
         self._fingerprints = fingerprints or SourceFingerprints()
 
     def assess(self, stage: StageSpec, finished: Mapping[str, Entry]) -> Step:
@@ -133,11 +133,12 @@ def select_stages(spec: Spec, only: Sequence[str], force: Sequence[str]) -> list
     """
     for option, names in (("--only", only), ("--force", force)):
         for name in names:
-            if name not in spec.stages:
-                raise UsageError(f"unknown stage {name!r}", where=option, remedy=did_you_mean(name, spec.stages))
+            if not spec.named(name):
+                known = [*spec.yaml_names, *spec.stages] if "@" in name else spec.yaml_names
+                raise UsageError(f"unknown stage {name!r}", where=option, remedy=did_you_mean(name, known))
     needs = {name: stage.needs for name, stage in spec.stages.items()}
-    selected = with_ancestors(only or list(needs), needs)
+    selected = with_ancestors([found for name in only for found in spec.named(name)] or list(needs), needs)
     for name in force:
-        if name not in selected:
+        if selected.isdisjoint(spec.named(name)):
             raise UsageError(f"{name!r} is not among the stages selected by --only", where="--force")
     return [stage for name, stage in spec.stages.items() if name in selected]

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from kdpipe.pipeline.matrix_result import matrix_report
 from kdpipe.pipeline.report_schema import (
     SCHEMA,
     GateReport,
@@ -18,6 +19,7 @@ from kdpipe.pipeline.report_schema import (
     StageErrorReport,
     StageReport,
     TargetReport,
+    VariantReport,
 )
 from kdpipe.pipeline.runner import RunResult, StageResult
 from kdpipe.pipeline.store import Entry, StoredOutput
@@ -47,6 +49,7 @@ def build_report(result: RunResult, out: Path, figures: Mapping[str, Mapping[str
             for stage in result.stages
             if stage.entry is not None and stage.entry.manifest.target is not None
         ],
+        matrix=matrix_report(result.spec.matrix, result.stages) if result.spec.matrix is not None else None,
     )
     content: dict[str, Any] = report.model_dump(mode="json", by_alias=True)
     content["targets"] = [{"name": target.pop("name"), **target} for target in content["targets"]]
@@ -87,7 +90,7 @@ def kdpipe_version() -> str:
 
 
 def _stage(result: StageResult, out: Path, figures: Mapping[str, str]) -> StageReport:
-    entry = result.entry
+    entry, variant = result.entry, result.stage.variant
     return StageReport(
         name=result.stage.name,
         uses=result.stage.uses,
@@ -104,6 +107,7 @@ def _stage(result: StageResult, out: Path, figures: Mapping[str, str]) -> StageR
         grids=dict(entry.manifest.grids) if entry else {},
         reasons=list(result.reasons),
         error=StageErrorReport(message=result.error) if result.error else None,
+        variant=VariantReport(of=variant.base, at=dict(variant.coordinates)) if variant else None,
     )
 
 

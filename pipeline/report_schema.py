@@ -57,6 +57,13 @@ class StageFindings(_Strict):
     grids: Grids
 
 
+class VariantReport(_Strict):
+    """Of a stage that a matrix has several times: its name in pipeline.yaml, and its values on the axes."""
+
+    of: str
+    at: dict[str, str]
+
+
 class StageReport(_Strict):
     """One stage or data source (`data.NAME`), in the order of execution."""
 
@@ -73,6 +80,7 @@ class StageReport(_Strict):
     grids: Grids
     reasons: list[str] = Field(description="why it ran, in words")
     error: StageErrorReport | None
+    variant: VariantReport | None = None
 
 
 class FileReport(_Strict):
@@ -190,6 +198,49 @@ class TargetReport(TargetFindings):
     gates: list[GateReport]
 
 
+class AxisReport(_Strict):
+    """What an axis of a matrix sets, and the names of its values."""
+
+    name: str
+    set: list[str]
+    values: list[str]
+
+
+class CellReport(_Strict):
+    """One cell of a matrix: the indices of its values, its seed, and what went wrong in it."""
+
+    at: list[int]
+    seed: int | None
+    status: Literal["passed", "failed"]
+    problems: list[str]
+
+
+class FigureCellReport(_Strict):
+    """A figure at one place of the axes: a value or null for each seed, their mean and standard deviation."""
+
+    at: list[int]
+    values: list[float | None]
+    mean: float | None
+    deviation: float | None = Field(description="of a sample (n - 1); null with fewer than two values")
+    reason: str | None = Field(description="why values are missing")
+
+
+class FigureReport(_Strict):
+    """One figure over the whole matrix: STAGE.METRIC."""
+
+    name: str
+    cells: list[FigureCellReport]
+
+
+class MatrixReport(_Strict):
+    """A run's matrix, and what it found."""
+
+    axes: list[AxisReport]
+    seeds: list[int]
+    cells: list[CellReport]
+    figures: list[FigureReport]
+
+
 class Report(_Strict):
     """The whole of report.json."""
 
@@ -203,3 +254,4 @@ class Report(_Strict):
     kdpipe_version: str
     stages: list[StageReport]
     targets: list[TargetReport]
+    matrix: MatrixReport | None = None

@@ -12,6 +12,10 @@ from pydantic import ValidationError
 
 from kdpipe.pipeline.gates import GATES
 from kdpipe.pipeline.graph import Wire, check_wiring, execution_order, kinds_by_field
+from kdpipe.pipeline.matrix import Matrix, Variant
+from kdpipe.pipeline.matrix_expansion import expand, without_matrix
+from kdpipe.pipeline.matrix_section import KEY as MATRIX
+from kdpipe.pipeline.matrix_section import read_section
 from kdpipe.pipeline.parameters import RESERVED, input_fields, parameter_problems, read_files, read_folders
 from kdpipe.pipeline.problems import KeyPath, Problem, SpecError
 from kdpipe.pipeline.references import Reference, looks_like_reference, parse_reference
@@ -24,7 +28,7 @@ FORMAT = 1
 MAX_SEED = 2**31
 ACCELERATORS = ("auto", "cpu", "cuda", "mps")
 MAX_THREADS = 1024
-TOP_KEYS = ("kdpipe", "name", "seed", "accelerator", "threads", "data", "stages")
+TOP_KEYS = ("kdpipe", "name", "seed", "accelerator", "threads", "data", "stages", "matrix")
 NAME_PATTERN = "[A-Za-z][A-Za-z0-9_-]{0,63}"
 """Names become folders, log lines and parts of references."""
 
@@ -47,6 +51,7 @@ class StageSpec:
         outputs: the kinds of its outputs by name.
         gates: limits by the names of kdpipe.pipeline.gates.GATES.
         seed: its source of randomness.
+        variant: in an expanded matrix, where it comes from; None where there is one for all cells.
     """
 
     name: str
@@ -59,6 +64,7 @@ class StageSpec:
     outputs: Mapping[str, str]
     gates: Mapping[str, float]
     seed: int
+    variant: Variant | None = None
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -76,7 +82,8 @@ class Spec:
         accelerator: auto, cpu, cuda or mps.
         threads: of the CPU that train, or None for as many as torch likes.
         folder: where pipeline.yaml lies; files are named relative to it.
-        stages: data sources and stages by name, in the order of execution.
+        stages: data sources and stages by name, in the order of execution; where there is a matrix, those of all cells.
+        matrix: which of them each cell has, or None.
     """
 
     name: str
@@ -85,6 +92,25 @@ class Spec:
     threads: int | None
     folder: Path
     stages: Mapping[str, StageSpec]
+    matrix: Matrix | None = None
+
+    def named(self, name: str) -> list[str]:
+        """Return the stages that a name means: of a matrix, a stage's name in YAML means all its variants.
+
+        STAGE@AXIS=VALUE means those at that value.
+        """
+        if name in self.stages:
+            return [name]
+        base, *words = name.split("@")
+        variants = [(stage.name, stage.variant) for stage in self.stages.values() if stage.variant is not None]
+        return [found for found, variant in variants if variant.base == base and variant.is_at(words)]
+
+    @property
+    def yaml_names(self) -> list[str]:
+        """Return the names of the stages as in YAML, each once."""
+        return list(
+            dict.fromkeys(stage.variant.base if stage.variant else stage.name for stage in self.stages.values())
+        )
 
 
 def load_spec(path: Path, overrides: Sequence[str] = (), stages: StageRegistry = STAGES) -> Spec:
@@ -103,10 +129,23 @@ def load_spec(path: Path, overrides: Sequence[str] = (), stages: StageRegistry =
         if isinstance(document.data, dict):
             for assignment in overrides:
                 document.override(assignment)
-        spec = _Checker(document, path.resolve().parent, stages).check()
+        spec = _check(document, path.resolve().parent, stages)
         if spec is not None:
             return spec
     raise SpecError(document.problems)
+
+
+def _check(document: Document, folder: Path, stages: StageRegistry) -> Spec | None:
+    """Return the spec of a document, its matrix expanded; or None when there are problems."""
+    if not isinstance(document.data, dict) or MATRIX not in document.data:
+        return _Checker(document, folder, stages).check()
+    section = read_section(document, MAX_SEED)
+    if section is None:
+        whole = without_matrix(document)
+        _Checker(whole, folder, stages).check()
+        document.problems += whole.problems
+        return None
+    return expand(document, section, lambda cell: _Checker(cell, folder, stages).check())
 
 
 @dataclass
@@ -249,6 +288,11 @@ class _Checker:
         known = self._stages.sources if is_source else self._stages.stages
         if not isinstance(values, dict):
             self._value_problem(path, "must be a mapping with the key 'uses'", f"Known kinds: {', '.join(known)}")
+            return None
+        if path not in self._document.keys:  # made by an assignment to something inside it
+            entries = [key[1] for key in self._document.keys if len(key) == 2 and key[0] == path[0]]
+            what = "data source" if is_source else "stage"
+            self._value_problem(path, f"there is no {what} {path[1]!r}", did_you_mean(str(path[1]), map(str, entries)))
             return None
         if "uses" not in values:
             self._value_problem(path, "missing key 'uses'", f"Add `uses: KIND`. Known: {', '.join(known)}")

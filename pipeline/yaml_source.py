@@ -77,13 +77,27 @@ class Document:
         if value.problems:
             self.problems += [Problem(place, tuple(words), p.message, p.remedy) for p in value.problems]
             return
-        path, problem = _assign(self.data, words, value.data)
+        self.assign(words, value.data, place)
+
+    def assign(self, words: Sequence[str], value: Any, place: Place, source: KeyPath | None = None) -> None:
+        """Set one value; a mistake is added to `problems`.
+
+        Args:
+            words: the path of its key, the indices of lists as text.
+            value: plain data.
+            place: where the assignment stands.
+            source: the path in this document that the value comes from: the parts of it stand where they do there.
+        """
+        path, problem = _assign(self.data, words, value)
         if problem:
             self.problems.append(Problem(place, path, *problem))
             return
         for places in (self.keys, self.values):
             for old in [old for old in places if old[: len(path)] == path]:
                 del places[old]
+            if source is not None:
+                inner = {known: there for known, there in places.items() if known[: len(source)] == source}
+                places.update({path + known[len(source) :]: there for known, there in inner.items()})
             places[path] = place
         for length in range(1, len(path)):  # mappings that this made
             self.values.setdefault(path[:length], place)

@@ -67,6 +67,13 @@ class Grid(_Entry):
     marked: list[tuple[int, int]] = Field(default_factory=list)
 
 
+class Variant(_Entry):
+    """Where a stage of a matrix comes from."""
+
+    of: str
+    at: dict[str, str] = Field(default_factory=dict)
+
+
 class StageEntry(_Entry):
     """One stage of the run."""
 
@@ -83,6 +90,7 @@ class StageEntry(_Entry):
     grids: dict[str, Grid] = Field(default_factory=dict)
     error: Annotated[str | None, BeforeValidator(_message)] = None
     reasons: list[str] = Field(default_factory=list)
+    variant: Variant | None = None
 
 
 class File(_Entry):
@@ -197,6 +205,48 @@ class Target(_Entry):
         return sum(file.bytes for file in self.files) if self.files else None
 
 
+class Axis(_Entry):
+    """What a matrix varies."""
+
+    name: str
+    values: list[str]
+
+
+class MatrixCell(_Entry):
+    """One cell of a matrix."""
+
+    at: list[int]
+    seed: int | None = None
+    status: str
+    problems: list[str] = Field(default_factory=list)
+
+
+class FigureCell(_Entry):
+    """A figure at one place of the axes."""
+
+    at: list[int]
+    values: list[float | None]
+    mean: float | None = None
+    deviation: float | None = None
+    reason: str | None = None
+
+
+class MatrixFigure(_Entry):
+    """One figure over the whole matrix."""
+
+    name: str
+    cells: list[FigureCell]
+
+
+class Matrix(_Entry):
+    """A run's matrix."""
+
+    axes: list[Axis] = Field(min_length=1)
+    seeds: list[int] = Field(default_factory=list)
+    cells: list[MatrixCell] = Field(default_factory=list)
+    figures: list[MatrixFigure] = Field(default_factory=list)
+
+
 class Report(_Entry):
     """report.json, schema 1."""
 
@@ -210,6 +260,7 @@ class Report(_Entry):
     started: str | None = None
     stages: list[StageEntry] = Field(default_factory=list)
     targets: list[Target] = Field(default_factory=list)
+    matrix: Matrix | None = None
 
 
 def parse_report(report: Mapping[str, Any]) -> Report:
