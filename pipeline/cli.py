@@ -163,7 +163,8 @@ def plan(
         from kdpipe.pipeline.store import Store, default_root
         from kdpipe.pipeline.tables import print_json, print_plan
 
-        steps = make_plan(load_spec(file, overrides or []), Store(store or default_root()), only or [], force or [])
+        spec = load_spec(file, overrides or [])
+        steps = make_plan(spec, Store(store or default_root()), only or [], force or [])
         if as_json:
             print_json(
                 [
@@ -178,7 +179,7 @@ def plan(
                 ]
             )
         else:
-            print_plan(steps)
+            print_plan(steps, spec.matrix)
 
 
 @app.command()

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from kdpipe.pipeline.gates import GATES
+from kdpipe.pipeline.matrix_section import AXIS_KEYS, AXIS_PATTERN, MAX_AXES, PATH_PATTERN
 from kdpipe.pipeline.parameters import input_fields
 from kdpipe.pipeline.spec import ACCELERATORS, FORMAT, MAX_SEED, MAX_THREADS, NAME_PATTERN
 from kdpipe.stages.base import Stage
@@ -57,8 +58,45 @@ def pipeline_schema(stages: StageRegistry = STAGES) -> dict[str, Any]:
                 **_section([(name, stage, parameters[stage.params]) for name, stage in stages.all_stages()]),
                 "minProperties": 1,
             },
+            "matrix": _matrix(),
         },
         "$defs": shared,
+    }
+
+
+def _matrix() -> dict[str, Any]:
+    path = {"type": "string", "pattern": f"^{PATH_PATTERN}$"}
+    values = [{"type": "array", "minItems": 1}, {"type": "object", "minProperties": 1}]
+    axis = {
+        "type": "object",
+        "additionalProperties": False,
+        "required": list(AXIS_KEYS),
+        "properties": {
+            "set": {"anyOf": [path, {"type": "array", "items": path, "minItems": 1}], "description": "what it sets"},
+            "values": {"anyOf": values, "description": "a list of values, or names with their values"},
+        },
+    }
+    return {
+        "type": "object",
+        "description": "the pipeline once for every combination of values and seeds",
+        "additionalProperties": False,
+        "required": ["axes", "metrics"],
+        "properties": {
+            "axes": {
+                "type": "object",
+                "propertyNames": {"pattern": f"^{AXIS_PATTERN}$"},
+                "additionalProperties": axis,
+                "minProperties": 1,
+                "maxProperties": MAX_AXES,
+            },
+            "seeds": {"type": "array", "items": _SEED, "uniqueItems": True, "default": []},
+            "metrics": {
+                "type": "array",
+                "items": {"type": "string", "pattern": r"^[^.]+\..+$"},
+                "minItems": 1,
+                "description": "figures that the report shows by the axes: STAGE.METRIC",
+            },
+        },
     }
 
 

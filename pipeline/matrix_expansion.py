@@ -45,13 +45,13 @@ def expand(document: Document, section: Section, check: Check) -> Spec | None:
     specs: dict[Choice, Spec] = {}
     read = list(document.problems)
     indices = [range(len(entry.values)) for entry in section.axes]
-    for *at, seed in itertools.product(*indices, section.seeds or (None,)):
+    for at, seed in itertools.product(itertools.product(*indices), section.seeds or (None,)):
         values = {entry.axis.paths: entry.values[index] for entry, index in zip(section.axes, at, strict=True)}
         cell = _cell_document(document, read, values, seed)
         spec = check(cell)
         document.problems += [problem for problem in cell.problems if problem not in document.problems]
         if spec is not None:
-            specs[tuple(at), seed] = spec
+            specs[at, seed] = spec
     if document.problems:
         return None
     merged = _merge(section, specs)
@@ -135,14 +135,14 @@ def _merge(section: Section, specs: Mapping[Choice, Spec]) -> Spec:
                 found.names.append(variant_name(stage.name, here))
             names[stage.name] = name = found.names[mine]
             if name not in stages:
-                inputs = {
-                    key: tuple(Reference(names[need.stage], need.output) for need in references)
-                    for key, references in stage.inputs.items()
-                }
                 variant = Variant(stage.name, here) if here else None
-                stages[name] = replace(stage, name=name, inputs=inputs, variant=variant)
+                stages[name] = replace(stage, name=name, inputs=_renamed(stage.inputs, names), variant=variant)
         cells.append(Cell(*choice, stages=names))
     return replace(next(iter(specs.values())), stages=stages, matrix=replace(matrix, cells=tuple(cells)))
+
+
+def _renamed(inputs: Mapping[str, tuple[Reference, ...]], names: Mapping[str, str]) -> dict[str, tuple[Reference, ...]]:
+    return {key: tuple(Reference(names[need.stage], need.output) for need in needs) for key, needs in inputs.items()}
 
 
 def _identity(stage: StageSpec, inputs: Mapping[str, Any]) -> str:

@@ -1,12 +1,14 @@
-"""What a run with a matrix found, for report.json: each cell's status, and each figure's mean and deviation over seeds."""
+"""What a run with a matrix found: each cell's status, and each figure's mean and deviation over the seeds."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
+from typing import Literal
 
+from kdpipe.pipeline.events import CellFinished, Sink
 from kdpipe.pipeline.gates import GATES
 from kdpipe.pipeline.matrix import Cell, Matrix, Metric
 from kdpipe.pipeline.report_schema import AxisReport, CellReport, FigureCellReport, FigureReport, MatrixReport
@@ -57,7 +59,9 @@ def figure_of(metric: Metric, result: StageResult | None) -> float | str:
 
 def _cell(cell: Cell, results: Mapping[str, StageResult]) -> CellReport:
     problems = cell_problems(cell, results)
-    return CellReport(at=list(cell.at), seed=cell.seed, status="failed" if problems else "passed", problems=problems)
+    is_whole = all(name in results for name in cell.stages.values())
+    status: Literal["passed", "failed", "incomplete"] = "failed" if problems else "passed" if is_whole else "incomplete"
+    return CellReport(at=list(cell.at), seed=cell.seed, status=status, problems=problems)
 
 
 def _figure(metric: Metric, cells: Sequence[Cell], results: Mapping[str, StageResult]) -> FigureReport:
@@ -78,3 +82,48 @@ def _figure(metric: Metric, cells: Sequence[Cell], results: Mapping[str, StageRe
             )
         )
     return FigureReport(name=str(metric), cells=places)
+
+
+class CellWatch:
+    """Takes the results of stages and says of each cell when its last stage is over.
+
+    Args:
+        matrix: the matrix.
+        selected: the stages of the run. Cells of which no figure is among them are left out.
+        emit: takes a CellFinished for each cell.
+    """
+
+    def __init__(self, matrix: Matrix, selected: Collection[str], emit: Sink) -> None:
+        self._matrix = matrix
+        self._emit = emit
+        self._results: dict[str, StageResult] = {}
+        self._open = {
+            index: {name for name in cell.stages.values() if name in selected}
+            for index, cell in enumerate(matrix.cells)
+            if any(cell.stages[metric.stage] in selected for metric in matrix.metrics)
+        }
+        self._total = len(self._open)
+
+    def __call__(self, result: StageResult) -> None:
+        """Take the result of one stage."""
+        self._results[result.stage.name] = result
+        for index, waiting in list(self._open.items()):
+            waiting.discard(result.stage.name)
+            if not waiting:
+                del self._open[index]
+                self._close(self._matrix.cells[index])
+
+    def _close(self, cell: Cell) -> None:
+        figures = {
+            str(metric): figure_of(metric, self._results.get(cell.stages[metric.stage]))
+            for metric in self._matrix.metrics
+        }
+        self._emit(
+            CellFinished(
+                coordinates=self._matrix.coordinates(cell),
+                done=self._total - len(self._open),
+                total=self._total,
+                problems=tuple(cell_problems(cell, self._results)),
+                figures={name: value for name, value in figures.items() if isinstance(value, float)},
+            )
+        )

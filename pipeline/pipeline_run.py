@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kdpipe.pipeline.events import Event, RunFinished, RunLogged, RunStarted, Sink
 from kdpipe.pipeline.log import LogFile
+from kdpipe.pipeline.matrix_result import CellWatch
 from kdpipe.pipeline.output import write_run
 from kdpipe.pipeline.plan import make_plan
 from kdpipe.pipeline.runner import RunResult, run_stages
@@ -56,7 +57,8 @@ def run_pipeline(
                 matrix=spec.matrix.size() if spec.matrix else None,
             )
         )
-        result = run_stages(spec, store, all_sinks, only=only, force=force, fingerprints=fingerprints)
+        watch = CellWatch(spec.matrix, [step.stage.name for step in steps], emit) if spec.matrix else None
+        result = run_stages(spec, store, all_sinks, only=only, force=force, fingerprints=fingerprints, on_result=watch)
         write_run(result, out)
         if log.failure is not None:
             emit(RunLogged(message=f"log.jsonl is incomplete: {log.failure.strerror}", level="warning"))

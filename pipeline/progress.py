@@ -122,6 +122,7 @@ def _lines(event: events.Event, state: State, console: Console) -> None:
             state.names = min(30, max([len(stage.name) for stage in event.stages], default=0))
             cached = sum(stage.cached for stage in event.stages)
             words = f"{event.pipeline}: {plural(len(event.stages), 'stage')}" + (f", {cached} cached" if cached else "")
+            words += f"; {event.matrix}" if event.matrix else ""
             _print(console, Text(words, style="bold"))
         case events.RunLogged():
             if event.level != "info":
@@ -153,9 +154,24 @@ def _lines(event: events.Event, state: State, console: Console) -> None:
                 if console.options.ascii_only:
                     told = told.replace("≥", ">=").replace("≤", "<=")
                 _stay(console, "failed", told)
+        case events.CellFinished():
+            _stay(console, "failed" if event.problems else "done", _cell(event))
         case events.RunFinished():
             state.running.clear()
             _print(console, _summary(event, state))
+
+
+def _cell(event: events.CellFinished) -> str:
+    """Return the line of a finished cell: its values, and its figures or what went wrong."""
+    where = ", ".join(f"{axis} {label}" for axis, label in event.coordinates.items())
+    told = ", ".join(event.problems or _named_metrics(event.figures)) or "no figures"
+    return f"cell {event.done} of {event.total}: {where}: {told}"
+
+
+def _named_metrics(figures: Mapping[str, float]) -> list[str]:
+    """Return the figures of a cell, each after its stage's name."""
+    split = [(*name.partition("."), value) for name, value in figures.items()]
+    return [f"{stage} {_metric(name, value)}" for stage, _, name, value in split]
 
 
 def _close(event: events.StageEvent, state: State) -> None:

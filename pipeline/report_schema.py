@@ -207,11 +207,14 @@ class AxisReport(_Strict):
 
 
 class CellReport(_Strict):
-    """One cell of a matrix: the indices of its values, its seed, and what went wrong in it."""
+    """One cell of a matrix: the indices of its values, its seed, and what went wrong in it.
+
+    It is incomplete where `--only` left stages of it out.
+    """
 
     at: list[int]
     seed: int | None
-    status: Literal["passed", "failed"]
+    status: Literal["passed", "failed", "incomplete"]
     problems: list[str]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -110,6 +110,7 @@ def run_stages(
     only: Sequence[str] = (),
     force: Sequence[str] = (),
     fingerprints: SourceFingerprints | None = None,
+    on_result: Callable[[StageResult], None] | None = None,
 ) -> RunResult:
     """Run what the store does not hold.
 
@@ -120,6 +121,7 @@ def run_stages(
         only: the stages to run, with all they need; empty for all.
         force: stages to run whatever the store holds.
         fingerprints: of the code, as far as it was read already.
+        on_result: takes the result of each stage when it is over.
 
     Raises:
         UsageError: a name in `only` or `force` is unknown.
@@ -139,6 +141,8 @@ def run_stages(
         store.clean()
         for stage in selected:
             result.stages.append(runner.run(stage))
+            if on_result is not None:
+                on_result(result.stages[-1])
     except KeyboardInterrupt as interruption:
         result.interruption = interruption
         if runner.running is not None:

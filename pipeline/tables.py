@@ -16,6 +16,7 @@ from rich.text import Text
 
 from kdpipe.pipeline.doctor import Finding
 from kdpipe.pipeline.listing import Row, shown
+from kdpipe.pipeline.matrix import Matrix
 from kdpipe.pipeline.plan import Step
 from kdpipe.pipeline.report.difference_view import COLUMNS, difference_cells
 from kdpipe.pipeline.report.document import LayerDifference
@@ -29,14 +30,16 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
 
-def print_plan(steps: Sequence[Step]) -> None:
-    """Print what would run and why."""
+def print_plan(steps: Sequence[Step], matrix: Matrix | None = None) -> None:
+    """Print what would run and why, and the size of the matrix if there is one."""
     table = _table("stage", "uses", "", "why")
     for step in steps:
         what = Text("cached", style="blue") if step.entry else Text("run", style="bold green")
         table.add_row(Text(step.stage.name), Text(step.stage.uses), what, Text("\n".join(step.reasons)))
     _print(table)
     to_run = sum(step.entry is None for step in steps)
+    if matrix is not None:
+        _print(Text(matrix.size()))
     _print(Text(f"{to_run} of {len(steps)} stages to run" if to_run else "Nothing to run: every stage is cached"))
 
 

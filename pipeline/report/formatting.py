@@ -115,9 +115,12 @@ def figure(value: object) -> str:
 def tick(value: float) -> str:
     """Return an axis label.
 
-    >>> tick(0.2), tick(5000), tick(2500000)
-    ('0.2', '5k', '2.5M')
+    >>> tick(0.2), tick(5000), tick(2500000), tick(0.00065)
+    ('0.2', '5k', '2.5M', '6.5e-4')
     """
+    if 0 < abs(value) < 1e-3:  # zeros would take the room of two labels
+        mantissa, exponent = f"{value:.3e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
     for limit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= limit:
             return f"{value / limit:.4g}{letter}"

@@ -11,7 +11,8 @@ from kdpipe.pipeline.report.formatting import DASH, tick
 from kdpipe.pipeline.report.svg import element, join, picture, shorten
 
 WIDTH, LABEL, ROW, HEAD = 360.0, 142.0, 24.0, 22.0
-NARROWEST = 44.0
+NARROWEST, WIDEST_TEXT = 44.0, 92.0
+"""The least width of a cell: with the digits of a number, and with a mean and its deviation."""
 GAP = 2.0
 FAINTEST, STRONGEST = 0.04, 0.55
 """Opacity of the tint: text on the strongest can be read in both colour schemes."""
@@ -25,6 +26,9 @@ def chart(
     values: Sequence[Sequence[float | None]],
     notes: Sequence[str] = (),
     marked: Sequence[tuple[int, int]] = (),
+    *,
+    texts: Sequence[Sequence[tuple[str, str]]] = (),
+    among: Sequence[float] = (),
 ) -> Markup:
     """Return the heat map.
 
@@ -38,11 +42,13 @@ def chart(
         values: by row and column.
         notes: under the rows' names, or nothing.
         marked: (row, column) of cells with a frame.
+        texts: by row and column, what stands in a cell and in small below it, instead of the value's first digits.
+        among: further values that the tints are to be comparable with: those of the other heat maps of a group.
     """
     finite = [value for row in values for value in row if value is not None and math.isfinite(value)]
-    tint = _Tint(finite)
-    cell = max(NARROWEST, (WIDTH - LABEL) / max(1, len(columns)))
-    height = ROW * (1.5 if notes else 1.0)
+    tint = _Tint([*finite, *among])
+    cell = max(WIDEST_TEXT if texts else NARROWEST, (WIDTH - LABEL) / max(1, len(columns)))
+    height = ROW * (1.5 if notes or texts else 1.0)
     width = LABEL + cell * len(columns)
     frames = set(marked)
     parts = [
@@ -57,30 +63,32 @@ def chart(
             parts.append(element("text", shorten(note, 26), x=0, y=y + 28, class_="tick"))
         for at, value in enumerate(numbers[: len(columns)]):
             x = LABEL + cell * at
-            text = _short(value)
+            text, below = texts[index][at] if texts else (short(value), "")
+            told = f"{text}, {below}" if below else text
             framed = (index, at) in frames
-            parts.append(
+            middle, across = x + cell / 2, y + height / 2
+            inside = [
+                element("title", f"{name}, {columns[at]}: {told}" + (", chosen" if framed else "")),
                 element(
-                    "g",
-                    element("title", f"{name}, {columns[at]}: {text}" + (", chosen" if framed else "")),
-                    element(
-                        "rect",
-                        x=x + GAP / 2,
-                        y=y + GAP / 2,
-                        width=cell - GAP,
-                        height=height - GAP,
-                        rx=3,
-                        fill_opacity=tint(value),
-                        class_="cell is-chosen" if framed else "cell",
-                    ),
-                    element("text", text, x=x + cell / 2, y=y + height / 2 + 4, class_="middle value"),
-                )
-            )
+                    "rect",
+                    x=x + GAP / 2,
+                    y=y + GAP / 2,
+                    width=cell - GAP,
+                    height=height - GAP,
+                    rx=3,
+                    fill_opacity=tint(value),
+                    class_="cell is-chosen" if framed else "cell",
+                ),
+                element("text", text, x=middle, y=across + (-1 if below else 4), class_="middle value"),
+            ]
+            if below:
+                inside.append(element("text", below, x=middle, y=across + 12, class_="middle value"))
+            parts.append(element("g", *inside))
     words = f"{title}: {len(rows)} rows by {', '.join(columns[:12])}"
     return picture(width, HEAD + height * len(rows), words, join(parts), class_="chart heatmap")
 
 
-def _short(value: float | None) -> str:
+def short(value: float | None) -> str:
     """Return a value with the two or three digits that a cell has room for."""
     if value is None or not math.isfinite(value):
         return DASH

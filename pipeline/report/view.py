@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -14,6 +14,7 @@ from kdpipe.pipeline.report import curves, dag, figures, gates, heatmap
 from kdpipe.pipeline.report.difference_view import difference_tables
 from kdpipe.pipeline.report.document import Report, StageEntry
 from kdpipe.pipeline.report.formatting import DASH, duration, figure, percent, plural, points, size
+from kdpipe.pipeline.report.matrix_view import MatrixView, matrix_view
 from kdpipe.pipeline.report.svg import picture
 from kdpipe.pipeline.report.target_view import (
     Picture,
@@ -70,6 +71,7 @@ class Page:
     drawing: Markup | None
     rail: Markup | None
     legend: tuple[tuple[str, Markup, int], ...]
+    matrix: MatrixView | None
     targets: Table | None
     charts: tuple[Picture, ...]
     gates: Table | None
@@ -97,6 +99,7 @@ def page(report: Report, folder: Path) -> Page:
         drawing=dag.layered(nodes),
         rail=dag.rail(nodes),
         legend=tuple((status, mark(status), number) for status, number in counts.items()),
+        matrix=matrix_view(report.matrix),
         targets=targets_table(report.targets),
         charts=target_charts(report.targets),
         gates=gates_table(report.targets),
@@ -120,18 +123,32 @@ def moment(started: str | None) -> str:
 
 
 def nodes_of(stages: Sequence[StageEntry]) -> list[dag.Node]:
-    """Return the stages as nodes of the drawing."""
-    return [
-        dag.Node(
-            name=stage.name,
-            note=stage.uses,
-            status=stage.status,
-            time=duration(stage.seconds) if stage.seconds and stage.status == "ran" else "",
-            needs=tuple(stage.needs),
-            link=f"#stage-{index}",
-        )
-        for index, stage in enumerate(stages, 1)
-    ]
+    """Return the stages as nodes of the drawing: those that a matrix has several times as one."""
+    groups: dict[str, list[tuple[int, StageEntry]]] = {}
+    for index, stage in enumerate(stages, 1):
+        groups.setdefault(_yaml_name(stage), []).append((index, stage))
+    names = {stage.name: _yaml_name(stage) for stage in stages}
+    return [_node(name, entries, names) for name, entries in groups.items()]
+
+
+def _yaml_name(stage: StageEntry) -> str:
+    return stage.variant.of if stage.variant else stage.name
+
+
+def _node(name: str, entries: Sequence[tuple[int, StageEntry]], names: Mapping[str, str]) -> dag.Node:
+    """Return the node of stages with one name in YAML; it leads to the first, or to the first that failed."""
+    statuses = [stage.status for _, stage in entries]
+    status = next((word for word in ("failed", "skipped", "ran") if word in statuses), statuses[0])
+    seconds = sum(stage.seconds or 0.0 for _, stage in entries if stage.status == "ran")
+    index, first = entries[statuses.index(status)]
+    return dag.Node(
+        name=name,
+        note=first.uses if first.variant is None else f"{len(entries)} x {first.uses}",
+        status=status,
+        time=duration(seconds) if seconds and status == "ran" else "",
+        needs=tuple(dict.fromkeys(names.get(need, need) for _, stage in entries for need in stage.needs)),
+        link=f"#stage-{index}",
+    )
 
 
 def mark(status: str) -> Markup:

@@ -185,7 +185,7 @@ def picture(path):
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [390, 820, 1280])
-@pytest.mark.parametrize("name", ["rich", "minimal", "failed"])
+@pytest.mark.parametrize("name", ["rich", "minimal", "failed", "matrix"])
 def test_page_is_drawn_fits_and_reads_well(browser, page, tmp_path, name, width, dark):
     requests = browser.open(page(name), width, dark=dark)
     assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
@@ -255,3 +255,27 @@ def test_this_test_would_see_a_request_and_an_overflow(browser, tmp_path):
     assert browser.ask("document.documentElement.scrollWidth") > 390
     assert browser.ask(LOW_CONTRAST) == ["paleout 2.85"]
     assert browser.ask(STICKING_OUT) == ["out"]
+
+
+def test_heat_maps_of_a_matrix_show_every_cell(browser, page):
+    browser.open(page("matrix"), 1280)
+    maps = "[...document.querySelectorAll('.maps svg.heatmap')].filter(s => s.getClientRects().length)"
+    assert browser.ask(f"{maps}.map(s => s.querySelectorAll('.cell').length)") == [4, 4, 4, 4]
+    shown = browser.ask(f"{maps}[0].textContent")
+    assert "95.00 %" in shown
+    assert "1 of 2 seeds" in shown
+    # The same value has the same tint in every map of a figure: the largest of all stands in the first.
+    tints = browser.ask(
+        f"{maps}.slice(0, 2).map(s => [...s.querySelectorAll('.cell')].map(c => +c.getAttribute('fill-opacity')))"
+    )
+    assert max(tints[0]) == 0.55
+    assert max(tints[1]) < 0.55
+    assert browser.ask("document.querySelectorAll('.wide-only .node').length") == 4
+    overlapping = """
+    [...document.querySelectorAll('.maps svg.heatmap g')].flatMap(g => {
+      const cell = g.querySelector('.cell').getBoundingClientRect();
+      return [...g.querySelectorAll('text')].filter(t => { const b = t.getBoundingClientRect();
+        return b.left < cell.left || b.right > cell.right || b.top < cell.top - 1 || b.bottom > cell.bottom + 1;
+      }).map(t => t.textContent); })
+    """
+    assert browser.ask(overlapping) == []
