@@ -89,7 +89,9 @@ def _cell_document(
     )
     for paths, value in values.items():
         for path in paths:
-            cell.assign(path.split("."), copy.deepcopy(value.value), document.value_place(value.path), value.path)
+            words = tuple(path.split("."))
+            cell.assign(words, copy.deepcopy(value.value), document.value_place(value.path), value.path)
+            cell.keys[words] = document.value_place((*value.path[:3], "set"))
     if seed is not None:
         sources = cell.data.get("data")
         for source in sources.values() if isinstance(sources, dict) else ():
