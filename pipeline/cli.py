@@ -40,6 +40,7 @@ class Core(StrEnum):
     CORTEX_M4 = "cortex-m4"
     CORTEX_M7 = "cortex-m7"
     CORTEX_M33 = "cortex-m33"
+    CORTEX_M55 = "cortex-m55"
 
 
 class Weights(StrEnum):

@@ -27,7 +27,7 @@ class ExportParams(StageParams):
         ("onnx", "openvino", "tflite", "c"), min_length=1, description="What to write: an output of the stage for each."
     )
     core: CoreName = Field(
-        GENERIC, description="c: what the sources are for. cortex-m4, m7 and m33 have kernels of their own."
+        GENERIC, description="c: what the sources are for. cortex-m4, m7, m33 and m55 have kernels of their own."
     )
     layout: Layout = Field("sources", description="c: plain sources, an Arduino library or a Zephyr module.")
     bench: Bench = Field(

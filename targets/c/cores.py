@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, get_args
 
-CoreName = Literal["generic", "cortex-m0plus", "cortex-m3", "cortex-m4", "cortex-m7", "cortex-m33"]
+CoreName = Literal["generic", "cortex-m0plus", "cortex-m3", "cortex-m4", "cortex-m7", "cortex-m33", "cortex-m55"]
 GENERIC: CoreName = "generic"
 """Any core with a C99 compiler."""
 
@@ -19,8 +19,10 @@ FEATURES: Mapping[str, frozenset[str]] = {
     "cortex-m4": frozenset({DSP, FPU}),
     "cortex-m7": frozenset({DSP, FPU}),
     "cortex-m33": frozenset({DSP, FPU}),
+    "cortex-m55": frozenset({DSP, FPU}),
 }
-"""By core, what kernels may ask for. A Cortex-M33 can be had without either: this is the one that has both."""
+"""By core, what kernels may ask for. A Cortex-M33 can be had without either, a Cortex-M55 without an FPU: these have
+both."""
 
 NAMES: tuple[str, ...] = get_args(CoreName)
 

@@ -14,7 +14,7 @@ import numpy as np
 from kdpipe.targets.artifact import FILE as ARTIFACT_FILE
 from kdpipe.targets.artifact import ExportedArtifact, describe, kdpipe_version, write_artifact
 from kdpipe.targets.c import c_text
-from kdpipe.targets.c.cores import FEATURES, GENERIC, NAMES
+from kdpipe.targets.c.cores import FEATURES, FPU, GENERIC, NAMES
 from kdpipe.targets.c.golden import make_golden_vectors
 from kdpipe.targets.c.layer import Assembly, Field, Layer
 from kdpipe.targets.c.layers import OPERATORS as OPERATORS
@@ -114,6 +114,7 @@ def render(graph: IntegerGraph, core: str = GENERIC, layout: str = SOURCES, benc
     values = {
         **_template_values(program),
         "core": core,
+        "fpu": FPU in FEATURES[core],
         "portable_sources": [],
         "root": root,
         "layout": layout,

@@ -60,6 +60,7 @@ class CArtifact:
         input_shape: without the batch, channels first.
         output_shape: without the batch, channels first.
         layers: by layer number.
+        needs: features of the core that the sources were written for, see `cores.py`.
     """
 
     directory: Path
@@ -68,6 +69,7 @@ class CArtifact:
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
     layers: tuple[ProgramLayer, ...]
+    needs: frozenset[str]
 
     @property
     def include(self) -> Path:
@@ -151,7 +153,8 @@ def load_c_artifact(directory: Path, core: str) -> CArtifact:
     sources = tuple(directory / name for name in described.files if name.endswith((".c", ".S")))
     if not any(source.name == MAIN_SOURCE for source in sources):
         raise ArtifactError(f"{MAIN_SOURCE} is not among its files", where=str(directory), remedy="Export it again")
-    return CArtifact(directory, sources, described.name, described.input.shape, described.output.shape, layers)
+    shapes = (described.input.shape, described.output.shape)
+    return CArtifact(directory, sources, described.name, *shapes, layers, FEATURES[built_for])
 
 
 def _load_layers(path: Path) -> tuple[ProgramLayer, ...]:

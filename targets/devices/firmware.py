@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kdpipe.targets.c.cores import FPU
 from kdpipe.targets.devices.c_artifact import CArtifact
 from kdpipe.targets.devices.c_compiler import compile_c, zig_compiler
 from kdpipe.targets.errors import DeviceError, MissingDependencyError
@@ -30,6 +32,7 @@ class Firmware:
         functions: (address, name) of each function, sorted.
         function_sizes: bytes of each function by name.
         stack: first address of the stack, and the first one beyond it.
+        memories: flash and RAM of the machine that it was linked for, as addresses.
         flash_bytes: code, constants and the initial values of data.
         static_ram_bytes: initialized and zeroed data, without the stack.
     """
@@ -39,6 +42,7 @@ class Firmware:
     functions: tuple[tuple[int, str], ...]
     function_sizes: Mapping[str, int]
     stack: tuple[int, int]
+    memories: tuple[range, range]
     flash_bytes: int
     static_ram_bytes: int
 
@@ -66,23 +70,57 @@ def build_firmware(artifact: CArtifact, cpu: str, directory: Path, *, traced: bo
         DeviceError: the sources do not compile or do not fit.
         MissingDependencyError: ziglang or pyelftools is not installed.
     """
+    compiler = [*zig_compiler(), "-target", "thumb-freestanding-eabi", f"-mcpu={cpu}"]
+    return link_firmware(artifact, compiler, directory, traced=traced)
+
+
+def link_firmware(
+    artifact: CArtifact,
+    compiler: Sequence[str],
+    directory: Path,
+    *,
+    traced: bool = False,
+    memories: tuple[range, range] | None = None,
+    semihosting: bool = False,
+) -> Firmware:
+    """As `build_firmware`, with any compiler and for any machine; leaves firmware.elf in `directory`.
+
+    Args:
+        artifact: the exported sources.
+        compiler: the command of the compiler, with the options that choose the core.
+        directory: an empty directory for the build.
+        traced: whether to call a function after each layer, with its number, output and size.
+        memories: addresses of the machine's flash and RAM, or None for roomy ones.
+        semihosting: whether the firmware reads its inputs and writes its outputs by itself.
+    """
     upper = artifact.name.upper()
     definitions = {
         "FIRMWARE_RUN": f"{artifact.name}_run",
         "FIRMWARE_INPUT_SIZE": f"{upper}_INPUT_SIZE",
         "FIRMWARE_OUTPUT_SIZE": f"{upper}_OUTPUT_SIZE",
         **({"FIRMWARE_TRACE": f"{artifact.name}_trace"} if traced else {}),
+        **({"FIRMWARE_FPU": "1"} if FPU in artifact.needs else {}),
+        **({"FIRMWARE_SEMIHOSTING": "1"} if semihosting else {}),
         **artifact.definitions(traced=traced),
     }
-    compiler = [*zig_compiler(), "-target", "thumb-freestanding-eabi", f"-mcpu={cpu}", *_FLAGS]
-    compiler += [f"-D{name}={value}" for name, value in definitions.items()]
-    compiler += ["-I", str(artifact.include.resolve()), "-I", str(_FIRMWARE / "include")]
+    command = [*compiler, *_FLAGS, *(f"-D{name}={value}" for name, value in definitions.items())]
+    command += ["-I", str(artifact.include.resolve()), "-I", str(_FIRMWARE / "include")]
     # string.c alone must not have its loops recognized as the functions they define.
-    compile_c([*compiler, "-fno-builtin", "-Os", "-c", str(_FIRMWARE / "string.c"), "-o", "string.o"], directory)
-    sources = [str(path.resolve()) for path in artifact.sources]
-    linker = ["-Wl,--gc-sections", "-T", str(_FIRMWARE / "memory.ld"), "-o", "firmware.elf"]
-    compile_c([*compiler, *sources, str(_FIRMWARE / "main.c"), "string.o", *linker], directory)
+    compile_c([*command, "-fno-builtin", "-Os", "-c", str(_FIRMWARE / "string.c"), "-o", "string.o"], directory)
+    sources = [*artifact.sources, _FIRMWARE / "main.c", *([_FIRMWARE / "semihosting.c"] if semihosting else [])]
+    script = (_FIRMWARE / "memory.ld").read_text(encoding="utf-8")
+    (directory / "memory.ld").write_text(_with_memories(script, memories), encoding="utf-8")
+    linker = ["-Wl,--gc-sections", "-T", "memory.ld", "-o", "firmware.elf"]
+    compile_c([*command, *(str(path.resolve()) for path in sources), "string.o", *linker], directory)
     return read_firmware(directory / "firmware.elf")
+
+
+def _with_memories(script: str, memories: tuple[range, range] | None) -> str:
+    if memories is None:
+        return script
+    named = zip(("FLASH (rx)", "RAM (rwx)"), memories, strict=True)
+    lines = [f"    {name} : ORIGIN = {memory.start:#x}, LENGTH = {len(memory):#x}\n" for name, memory in named]
+    return re.sub(r"(?<=^MEMORY\n\{\n).*?(?=^\})", "".join(lines), script, count=1, flags=re.DOTALL | re.MULTILINE)
 
 
 def read_firmware(path: Path) -> Firmware:
@@ -129,4 +167,8 @@ def read_firmware(path: Path) -> Firmware:
     functions = tuple(sorted((value & ~1, name) for name, value, _, function in entries if function))
     function_sizes = {name: size for name, _, size, function in entries if function}
     stack = (symbols["firmware_stack_bottom"], symbols["firmware_stack_top"])
-    return Firmware(segments, symbols, functions, function_sizes, stack, flash, ram)
+    memories = (
+        range(symbols["firmware_flash_start"], symbols["firmware_flash_end"]),
+        range(symbols["firmware_ram_start"], symbols["firmware_ram_end"]),
+    )
+    return Firmware(segments, symbols, functions, function_sizes, stack, memories, flash, ram)

@@ -68,3 +68,20 @@ for _name, _title in _CORES.items():
             emulated=True,
         )
     )
+
+_BOARDS = {
+    "qemu-cortex-m3": "Cortex-M3",
+    "qemu-cortex-m4": "Cortex-M4",
+    "qemu-cortex-m7": "Cortex-M7",
+    "qemu-cortex-m55": "Cortex-M55",
+}
+for _name, _title in _BOARDS.items():
+    DEVICES.register(_name)(
+        DeviceEntry(
+            f"a {_title} emulated by QEMU, with arm-none-eabi-gcc: a second opinion; instructions, flash and RAM",
+            ("c",),
+            "kdpipe.targets.devices.qemu:create",
+            (_name,),
+            emulated=True,
+        )
+    )

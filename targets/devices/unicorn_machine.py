@@ -13,7 +13,8 @@ from kdpipe.targets.devices.execution_count import Block, Cost, ExecutionCount
 from kdpipe.targets.devices.firmware import Firmware
 from kdpipe.targets.errors import DeviceError, MissingDependencyError
 
-_REGIONS = ((0x08000000, 16 << 20), (0x20000000, 16 << 20))
+_SYSTEM_CONTROL = range(0xE000E000, 0xE000F000)
+"""Where start-up code switches the FPU on. Unicorn has it on from the start: plain memory does."""
 _PAINT = 0xA5
 TraceFunction = Callable[[int, NDArray[np.int8]], None]
 
@@ -73,8 +74,8 @@ class UnicornMachine:
         self._invalid_access: int | None = None
         self._machine = unicorn.Uc(unicorn.UC_ARCH_ARM, unicorn.UC_MODE_THUMB | unicorn.UC_MODE_MCLASS)
         self._machine.ctl_set_cpu_model(getattr(arm_const, f"UC_CPU_ARM_CORTEX_{model}"))
-        for start, size in _REGIONS:
-            self._machine.mem_map(start, size)
+        for memory in (*firmware.memories, _SYSTEM_CONTROL):
+            self._machine.mem_map(memory.start, len(memory))
         for address, content in firmware.segments:
             self._machine.mem_write(address, content)
         self._machine.hook_add(unicorn.UC_HOOK_MEM_INVALID, self._on_invalid_access)

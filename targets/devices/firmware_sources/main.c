@@ -2,7 +2,8 @@
  * fills firmware_input, calls firmware_infer and reads firmware_output.
  *
  * The build defines FIRMWARE_RUN, FIRMWARE_INPUT_SIZE, FIRMWARE_OUTPUT_SIZE and, to look at every layer,
- * FIRMWARE_TRACE: the names that model.h gives them.
+ * FIRMWARE_TRACE: the names that model.h gives them; FIRMWARE_FPU where the kernels use the registers of the
+ * floating-point unit; FIRMWARE_SEMIHOSTING where semihosting.c takes the place of an emulator that looks inside.
  */
 #include <stdint.h>
 #include <string.h>
@@ -20,6 +21,11 @@ __attribute__((used, noinline)) int firmware_infer(void)
     return FIRMWARE_RUN(firmware_input, firmware_output);
 }
 
+#ifdef FIRMWARE_SEMIHOSTING
+void firmware_idle(void);
+void firmware_fault(void);
+void firmware_systick(void);
+#else
 __attribute__((used, noinline)) void firmware_idle(void)
 {
     for (;;) {
@@ -34,9 +40,15 @@ __attribute__((used, noinline)) void FIRMWARE_TRACE(int layer, const int8_t *dat
     __asm__ volatile("" : : "r"(layer), "r"(data), "r"(size) : "memory");
 }
 #endif
+#endif
 
 __attribute__((used, noreturn)) void firmware_reset(void)
 {
+#ifdef FIRMWARE_FPU
+    /* Cores start with the unit off: an instruction that names its registers faults until CPACR grants access. */
+    *(volatile uint32_t *)0xE000ED88u |= 0xFu << 20;
+    __asm__ volatile("dsb\n\tisb" : : : "memory");
+#endif
     memcpy(firmware_data_start, firmware_data_load, (size_t)(firmware_data_end - firmware_data_start));
     memset(firmware_bss_start, 0, (size_t)(firmware_bss_end - firmware_bss_start));
     firmware_idle();
@@ -48,4 +60,8 @@ __attribute__((used, noreturn)) void firmware_reset(void)
 __attribute__((used, section(".vectors"))) const void *const firmware_vectors[] = {
     firmware_stack_top,
     (const void *)firmware_reset,
+#ifdef FIRMWARE_SEMIHOSTING
+    [2 ... 14] = (const void *)firmware_fault,
+    (const void *)firmware_systick,
+#endif
 };

@@ -68,6 +68,7 @@ def run_bench(directory: Path, core: str, build: Path) -> str:
     def ignore(*_: Any) -> None:
         pass
 
+    core_.mem_unmap(0xE000E000, 0x1000)
     core_.mmio_map(COUNTERS[core], 0x1000, read, None, ignore, None)
     if core == "cortex-m4":
         core_.mmio_map(0xE000E000, 0x1000, lambda *_: 0, None, ignore, None)

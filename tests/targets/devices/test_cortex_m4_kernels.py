@@ -167,9 +167,12 @@ def test_many_random_graphs(
     check(graph, random_inputs(graph, 3), tmp_path, ("cortex-m4", "cortex-m7", "cortex-m33")[seed % 3])
 
 
+@pytest.mark.parametrize("kind", ["8 bits", "4 bits", "colours", "ternary", "depthwise"])
 @pytest.mark.parametrize("core", ["cortex-m7", "cortex-m33"])
-def test_other_cores(core: str, random_inputs: Callable[..., NDArray[np.int8]], tmp_path: Path) -> None:
-    graph = convolutions(1, 2, "single", [(o, k, dict(options)) for o, k, options in TERNARY])
+def test_other_cores(core: str, kind: str, random_inputs: Callable[..., NDArray[np.int8]], tmp_path: Path) -> None:
+    bits, cases, kernels = GRAPHS[kind]
+    graph = convolutions(1, bits, "single", [(o, k, dict(options)) for o, k, options in cases])
+    assert {lower_node(graph, node, core).kernel for node in graph.nodes} <= kernels
     check(graph, random_inputs(graph, 2), tmp_path, core)
 
 

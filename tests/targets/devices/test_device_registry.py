@@ -6,6 +6,7 @@ import pytest
 
 from kdpipe.targets.devices.cortex_m import CORES
 from kdpipe.targets.devices.formats import format_of
+from kdpipe.targets.devices.qemu import BOARDS
 from kdpipe.targets.devices.registry import DEVICES
 from kdpipe.targets.errors import ArtifactError, UsageError
 
@@ -19,7 +20,7 @@ def test_every_device_can_be_created_and_runs_what_it_says() -> None:
 
 
 def test_every_emulated_core_is_there() -> None:
-    assert set(CORES) == set(DEVICES) - {"host"}
+    assert {*CORES, *BOARDS} == set(DEVICES) - {"host"}
 
 
 def test_an_unknown_device_gets_a_suggestion() -> None:
