@@ -1,4 +1,4 @@
-"""The table of networks in the shapes of MLPerf Tiny on an emulated Cortex-M4: `python benchmarks/mcu`.
+"""The table of networks in the shapes of MLPerf Tiny on an emulated core: `python benchmarks/mcu`.
 
 Every network is also compared with the integer reference, on the smallest and the largest input and on random ones: a
 row appears only if all outputs are equal to the bit.
@@ -16,22 +16,34 @@ from networks import NETWORKS, make_graph, make_inputs
 
 from kdpipe.targets import reference
 from kdpipe.targets.c.generator import export
-from kdpipe.targets.devices import cortex_m
 from kdpipe.targets.devices.base import Measurement
+from kdpipe.targets.devices.registry import DEVICES
 
 WIDTHS = {8: "8 bits", 4: "4 bits", 2: "ternary"}
-TARGETS = {
-    ("ResNet-8", 8): (12.5, 17.5, 95, 38),
-    ("ResNet-8", 4): (10.5, 14.5, 56, 38),
-    ("ResNet-8", 2): (7.0, 9.3, 43, 38),
-    ("DS-CNN", 8): (3.2, 4.4, 37, 18),
-    ("DS-CNN", 4): (3.2, 4.4, 27, 18),
-    ("DS-CNN", 2): (2.7, 3.5, 22, 18),
+TARGETS: dict[tuple[str, str, int], tuple[float, ...]] = {
+    ("cortex-m4", "ResNet-8", 8): (12.5, 17.5, 95, 38),
+    ("cortex-m4", "ResNet-8", 4): (10.5, 14.5, 56, 38),
+    ("cortex-m4", "ResNet-8", 2): (7.0, 9.3, 43, 38),
+    ("cortex-m4", "DS-CNN", 8): (3.2, 4.4, 37, 18),
+    ("cortex-m4", "DS-CNN", 4): (3.2, 4.4, 27, 18),
+    ("cortex-m4", "DS-CNN", 2): (2.7, 3.5, 22, 18),
+    ("cortex-m0plus", "ResNet-8", 8): (50,),
+    ("cortex-m0plus", "ResNet-8", 4): (33,),
+    ("cortex-m0plus", "ResNet-8", 2): (31,),
+    ("cortex-m0plus", "DS-CNN", 8): (14,),
+    ("cortex-m0plus", "DS-CNN", 4): (11,),
+    ("cortex-m0plus", "DS-CNN", 2): (11,),
+    ("qemu-cortex-m55", "ResNet-8", 8): (3.0,),
+    ("qemu-cortex-m55", "ResNet-8", 4): (3.3,),
+    ("qemu-cortex-m55", "ResNet-8", 2): (3.4,),
+    ("qemu-cortex-m55", "DS-CNN", 8): (1.0,),
+    ("qemu-cortex-m55", "DS-CNN", 4): (1.1,),
+    ("qemu-cortex-m55", "DS-CNN", 2): (1.1,),
 }
 """Millions of instructions and of cycles, thousands of bytes of flash and of RAM: what the project set out to reach."""
 
 HEAD = """\
-Emulated Cortex-M4; instructions exact, cycles by the static model of `targets/devices/cycle_model.py` without waiting.
+Emulated {device}; instructions exact, cycles by the static model of `targets/devices/cycle_model.py` without waiting.
 KB = 1000 bytes. Flash: the whole firmware; RAM: arena, input, output, other data and the stack's high-water mark.
 Weights are drawn at random (seed {seed}) and never trained, those of the first and the last layer have 8 bits;
 activations have 8 bits; rounding single. Every output of {count} inputs equals the integer reference.
@@ -40,7 +52,7 @@ activations have 8 bits; rounding single. Every output of {count} inputs equals 
 | --- | --- | --- | --- | --- | --- | --- |"""
 
 
-def measure(name: str, bits: int, core: str, seed: int, samples: int) -> Measurement:
+def measure(name: str, bits: int, core: str, device: str, seed: int, samples: int) -> Measurement:
     """Export, compile, run and compare one network.
 
     Raises:
@@ -50,16 +62,16 @@ def measure(name: str, bits: int, core: str, seed: int, samples: int) -> Measure
     inputs = make_inputs(graph, samples, seed)
     with tempfile.TemporaryDirectory() as directory:
         export(graph, Path(directory), core)
-        measurement = cortex_m.create("cortex-m4").measure(Path(directory), inputs)
+        measurement = DEVICES[device].create().measure(Path(directory), inputs)
     np.testing.assert_array_equal(measurement.outputs, reference.run(graph, inputs), err_msg=f"{name}, {bits} bits")
     return measurement
 
 
 def row(name: str, bits: int, core: str, found: Measurement) -> str:
     """Return one line of the table."""
-    counts = (found.instructions or 0, found.cycles or 0)
+    counts = ["" if count is None else f"{count / 1e6:.2f}" for count in (found.instructions, found.cycles)]
     sizes = (found.flash_bytes or 0, found.ram_bytes or 0)
-    figures = [f"{count / 1e6:.2f}" for count in counts] + [f"{size / 1000:.1f}" for size in sizes]
+    figures = counts + [f"{size / 1000:.1f}" for size in sizes]
     return f"| {name} | {WIDTHS[bits]} | {core} | {' | '.join(figures)} |"
 
 
@@ -78,20 +90,24 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python benchmarks/mcu", description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="of the weights and inputs")
     parser.add_argument("--samples", type=int, default=2, help="random inputs, beside the two extreme ones")
-    parser.add_argument("--cores", nargs="+", default=["generic", "cortex-m4"], help="what to write the sources for")
+    parser.add_argument("--device", default="cortex-m4", choices=sorted(set(DEVICES) - {"host"}), help="where to run")
+    parser.add_argument("--cores", nargs="+", help="what to write the sources for: generic and the device's core")
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--layers", action="store_true", help="print what each layer takes, after the table")
     options = parser.parse_args(arguments)
     tables = []
-    print(HEAD.format(seed=options.seed, count=options.samples + 2))
+    cores = options.cores or ["generic", options.device.removeprefix("qemu-")]
+    print(HEAD.format(device=options.device, seed=options.seed, count=options.samples + 2))
     for name in options.networks:
         for bits, width in WIDTHS.items():
-            for core in options.cores:
-                found = measure(name, bits, core, options.seed, options.samples)
+            for core in cores:
+                found = measure(name, bits, core, options.device, options.seed, options.samples)
                 print(row(name, bits, core, found), flush=True)
                 tables.append(layer_table(f"{name}, {width}, sources for {core}", found))
-            targets = " | ".join(f"≤ {target:g}" for target in TARGETS[name, bits])
-            print(f"| {name} | {width} | *target* | {targets} |", flush=True)
+            limits = TARGETS.get((options.device, name, bits), ())
+            targets = " | ".join([*(f"≤ {limit:g}" for limit in limits), *[""] * (4 - len(limits))])
+            if limits:
+                print(f"| {name} | {width} | *target* | {targets} |", flush=True)
     if options.layers:
         print("\n".join(tables))
 

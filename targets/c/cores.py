@@ -9,17 +9,18 @@ CoreName = Literal["generic", "cortex-m0plus", "cortex-m3", "cortex-m4", "cortex
 GENERIC: CoreName = "generic"
 """Any core with a C99 compiler."""
 
-DSP, FPU = "the DSP extension", "a floating-point unit"
-"""The DSP extension multiplies pairs of 16-bit integers. Of the FPU the kernels use the registers only."""
+THUMB, DSP, FPU = "the Thumb instructions of Armv6-M", "the DSP extension", "a floating-point unit"
+"""Every Cortex-M has those of Armv6-M. The DSP extension multiplies pairs of 16-bit integers. Of the FPU the kernels
+use the registers only."""
 
 FEATURES: Mapping[str, frozenset[str]] = {
     "generic": frozenset(),
-    "cortex-m0plus": frozenset(),
-    "cortex-m3": frozenset(),
-    "cortex-m4": frozenset({DSP, FPU}),
-    "cortex-m7": frozenset({DSP, FPU}),
-    "cortex-m33": frozenset({DSP, FPU}),
-    "cortex-m55": frozenset({DSP, FPU}),
+    "cortex-m0plus": frozenset({THUMB}),
+    "cortex-m3": frozenset({THUMB}),
+    "cortex-m4": frozenset({THUMB, DSP, FPU}),
+    "cortex-m7": frozenset({THUMB, DSP, FPU}),
+    "cortex-m33": frozenset({THUMB, DSP, FPU}),
+    "cortex-m55": frozenset({THUMB, DSP, FPU}),
 }
 """By core, what kernels may ask for. A Cortex-M33 can be had without either, a Cortex-M55 without an FPU: these have
 both."""

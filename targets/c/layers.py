@@ -14,7 +14,8 @@ import numpy as np
 
 from kdpipe.targets.c.add_m4 import add_dsp
 from kdpipe.targets.c.convolution_m4 import conv8, conv8_flat
-from kdpipe.targets.c.cores import DSP, FEATURES, FPU, GENERIC
+from kdpipe.targets.c.convolution_v6m import conv_dot4
+from kdpipe.targets.c.cores import DSP, FEATURES, FPU, GENERIC, THUMB
 from kdpipe.targets.c.depthwise_m4 import depthwise3
 from kdpipe.targets.c.layer import Field, Layer
 from kdpipe.targets.c.packing import ConstantArray, convolution_rows, fold_zero_point, linear_rows, pack_rows
@@ -56,10 +57,16 @@ class Candidate:
     Args:
         plan: returns the layer, or None where it does not apply to the node or can't be proved exact.
         needs: features that the core must have, see `cores.py`.
+        lacks: features of cores that have better ways.
     """
 
     plan: Callable[[IntegerGraph, Node], Layer | None]
     needs: frozenset[str] = frozenset()
+    lacks: frozenset[str] = frozenset()
+
+    def suits(self, features: frozenset[str]) -> bool:
+        """Return whether it is for a core that has `features`."""
+        return self.needs <= features and not self.lacks & features
 
 
 def lower_node(graph: IntegerGraph, node: Node, core: str = GENERIC) -> Layer:
@@ -86,7 +93,7 @@ def lower_node(graph: IntegerGraph, node: Node, core: str = GENERIC) -> Layer:
             where=f"layer {node.name}",
             remedy="Make the input or the network smaller",
         )
-    plans = (candidate.plan(graph, node) for candidate in candidates if candidate.needs <= FEATURES[core])
+    plans = (candidate.plan(graph, node) for candidate in candidates if candidate.suits(FEATURES[core]))
     # The last candidate of each operator runs everywhere and takes everything.
     return next(layer for layer in plans if layer is not None)
 
@@ -380,6 +387,7 @@ _LOWERINGS: dict[type, tuple[Candidate, ...]] = {
         Candidate(conv8, frozenset({DSP})),
         Candidate(ternary_taps, frozenset({DSP, FPU})),
         Candidate(ternary_outer, frozenset({DSP, FPU})),
+        Candidate(conv_dot4, needs=frozenset({THUMB}), lacks=frozenset({DSP})),
         Candidate(_convolution),
     ),
     Linear: (Candidate(_linear),),

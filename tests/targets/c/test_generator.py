@@ -241,11 +241,14 @@ def test_sources_for_a_core(
 
 
 @pytest.mark.parametrize("core", ["generic", "cortex-m0plus", "cortex-m3"])
-def test_cores_without_kernels_of_their_own(core: str, small: IntegerGraph, tmp_path: Path) -> None:
+def test_sources_for_one_core_hold_portable_ones_too(core: str, small: IntegerGraph, tmp_path: Path) -> None:
     export(small, tmp_path, core)
-    assert render(small, core)["model.c"] == render(small)["model.c"]
-    assert not (tmp_path / "portable").exists()
+    assert (tmp_path / "portable").exists() == (core != "generic")
+    readme = (tmp_path / "README.md").read_text()
+    assert ("GNU assembly" in readme) == (core != "generic")
+    assert "DSP" not in readme
     assert read_artifact(tmp_path).core == core
+    assert render(small, core).get("portable/model.c", render(small, core)["model.c"]) == render(small)["model.c"]
 
 
 def test_an_unknown_core_is_refused(small: IntegerGraph, tmp_path: Path) -> None:

@@ -1,0 +1,122 @@
+"""The kernels for Armv6-M on emulated cores, against the integer reference, to the bit."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from kdpipe.targets import reference
+from kdpipe.targets.c.convolution_v6m import WEIGHT_OFFSETS, pack_unsigned
+from kdpipe.targets.c.generator import export
+from kdpipe.targets.c.layers import lower_node
+from kdpipe.targets.devices import c_compiler, cortex_m, host_c
+from kdpipe.targets.errors import ArtifactError
+from kdpipe.targets.graph import Conv2d, IntegerGraph, Node, Quantization, TensorType, Weight
+
+for package in ("unicorn", "ziglang", "elftools", "capstone"):
+    pytest.importorskip(package)
+
+Inputs = Callable[..., NDArray[np.int8]]
+OPERATORS = ("conv", "depthwise", "residual")
+CORES = ("cortex-m0plus", "cortex-m3", "cortex-m4")
+STRING_H = Path(cortex_m.__file__).parent / "firmware_sources" / "include"
+
+
+def check(graph: IntegerGraph, inputs: NDArray[np.int8], directory: Path, core: str = "cortex-m0plus") -> None:
+    """Run sources for the M0+, which every larger core runs too."""
+    limits = graph.input.quantization
+    extremes = [np.full((1, *graph.input.shape), value, dtype=np.int8) for value in (limits.qmin, limits.qmax)]
+    inputs = np.concatenate([inputs, *extremes])
+    export(graph, directory, "cortex-m0plus")
+    traced = cortex_m.create(core).trace(directory, inputs)
+    for name, expected in reference.run_all(graph, inputs).items():
+        if name in traced:
+            np.testing.assert_array_equal(traced[name], expected, err_msg=f"{graph.name}, layer {name}")
+
+
+def extreme(bits: int, weight: int, channels: int, start: int) -> IntegerGraph:
+    """One 3x3 convolution all of whose weights are `weight`, outputs scaled to fill their range."""
+    count = 9 * channels
+    values = np.full((5, channels, 3, 3), weight, np.int8)
+    scales = np.full(5, 1.0 / (count * max(1, abs(weight))), np.float32)
+    op = Conv2d(Weight(values, scales, bits), np.arange(5, dtype=np.int32) * start, padding=(1, 1, 1, 1))
+    quantization = Quantization(0.5, -128)
+    source = TensorType((channels, 5, 7), quantization)
+    nodes = (Node("conv", op, ("input",), TensorType((5, 5, 7), quantization)),)
+    return IntegerGraph("net", "input", source, nodes, "single")
+
+
+@pytest.mark.parametrize("seed", [300, 301, 302, 303, 305])
+def test_random_graphs(
+    seed: int, random_graph: Callable[..., IntegerGraph], random_inputs: Inputs, tmp_path: Path
+) -> None:
+    rounding = ("single", "tflite")[seed % 3 == 0]
+    graph = random_graph(seed, rounding=rounding, depth=5, operators=OPERATORS)
+    kernels = {lower_node(graph, node, "cortex-m0plus").kernel for node in graph.nodes}
+    assert any(kernel.startswith("conv_dot4") for kernel in kernels)
+    check(graph, random_inputs(graph, 3), tmp_path, CORES[seed % 3])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2000, 2030))
+def test_many_random_graphs(
+    seed: int, random_graph: Callable[..., IntegerGraph], random_inputs: Inputs, tmp_path: Path
+) -> None:
+    graph = random_graph(seed, rounding=("single", "tflite")[seed % 2], narrow=seed % 4 < 2)
+    check(graph, random_inputs(graph, 3), tmp_path, CORES[seed % 3])
+
+
+@pytest.mark.parametrize(("bits", "weight"), [(8, -127), (8, 127), (4, -7), (4, 7), (3, 3), (2, -1), (2, 1)])
+def test_half_words_at_their_limit(bits: int, weight: int, random_inputs: Inputs, tmp_path: Path) -> None:
+    """The largest weights and values fill the 16 bits of each sum as far as anything can; taps end within a block."""
+    graph = extreme(bits, weight, channels=7, start=3)
+    layer = lower_node(graph, graph.nodes[0], "cortex-m0plus")
+    assert layer.kernel == f"conv_dot4_w{4 if bits == 3 else bits}"
+    check(graph, random_inputs(graph, 3), tmp_path)
+
+
+@pytest.mark.parametrize("start", [0, 2**30 // 4])
+def test_large_sums_go_the_long_way(start: int, random_inputs: Inputs, tmp_path: Path) -> None:
+    graph = extreme(8, 3, channels=4, start=start)
+    assert ("multipliers" in lower_node(graph, graph.nodes[0], "cortex-m0plus").arrays) == (start > 0)
+    check(graph, random_inputs(graph, 3), tmp_path)
+
+
+def test_channels_of_too_different_scale_go_the_long_way(random_inputs: Inputs, tmp_path: Path) -> None:
+    graph = extreme(8, 3, channels=4, start=1)
+    node = graph.nodes[0]
+    assert isinstance(node.op, Conv2d)
+    scales = node.op.weight.scales * np.array([1, 1e-5, 30, 1e-3, 5], np.float32)
+    op = replace(node.op, weight=replace(node.op.weight, scales=scales))
+    graph = replace(graph, nodes=(replace(node, op=op),))
+    assert "multipliers" in lower_node(graph, graph.nodes[0], "cortex-m0plus").arrays
+    check(graph, random_inputs(graph, 3), tmp_path)
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_weights_are_unsigned_and_padded_by_zeros(bits: int) -> None:
+    rows = np.array([[1, -1, 0], [-1, 1, 1]], np.int8)
+    words = pack_unsigned(rows, bits).reshape(2, -1)
+    codes = [sum(int(word) << (32 * index) for index, word in enumerate(row)) for row in words]
+    offset = WEIGHT_OFFSETS[bits]
+    assert codes == [sum((int(w) + offset) << (bits * index) for index, w in enumerate(row)) for row in rows]
+    assert words.shape[1] == {8: 2, 4: 2, 2: 1}[bits]
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_sources_compile_without_warnings(bits: int, tmp_path: Path) -> None:
+    export(extreme(bits, 1, 4, 1), tmp_path, "cortex-m0plus")
+    names = ["model.c", "model_weights.c", *(f"kernels/{path.name}" for path in tmp_path.glob("kernels/*.[cS]"))]
+    target = ["-target", "thumb-freestanding-eabi", "-mcpu=cortex_m0plus", "-I.", "-I", str(STRING_H)]
+    strict = ["-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
+    c_compiler.compile_c([*c_compiler.zig_compiler(), *target, *strict, "-c", *names], tmp_path)
+
+
+def test_this_machine_refuses_them(random_inputs: Inputs, tmp_path: Path) -> None:
+    graph = extreme(8, 1, 4, 1)
+    export(graph, tmp_path, "cortex-m0plus")
+    with pytest.raises(ArtifactError, match="the Thumb instructions"):
+        host_c.create().measure(tmp_path, random_inputs(graph, 1))
