@@ -9,8 +9,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from kdpipe.stages.artifacts import NetworkDescription, build_network, load_network, save_ensemble, save_network
-from kdpipe.stages.base import Artifact, Inputs, Outcome, Rows, StageContext
+from kdpipe.stages.artifacts import NetworkDescription, build_network, save_ensemble, save_network
+from kdpipe.stages.base import Inputs, Outcome, Rows, StageContext
 from kdpipe.stages.data.batches import TensorBatches, augmentation
 from kdpipe.stages.distill import DistillParams
 from kdpipe.stages.knowledge.base import DistillationLoss, Knowledge, Said
@@ -21,7 +21,7 @@ from kdpipe.stages.knowledge.tapping import choose_taps, tapped_shapes
 from kdpipe.stages.knowledge.taps import Taps, observing
 from kdpipe.stages.knowledge.teacher_outputs import MIB, cache_outputs, teacher_outputs, unflatten
 from kdpipe.stages.training.device import choose_device
-from kdpipe.stages.training.ensemble import TeacherEnsemble
+from kdpipe.stages.training.ensemble import TeacherEnsemble, load_teachers
 from kdpipe.stages.training.loop import train
 from kdpipe.stages.training.parameters import make_optimizer
 from kdpipe.stages.training.resume import GeneratorState, Resume
@@ -115,13 +115,6 @@ def distill(params: DistillParams, inputs: Inputs, context: StageContext) -> Out
         },
         history=history,
     )
-
-
-def load_teachers(artifact: Artifact) -> TeacherEnsemble:
-    """Read an ensemble, or one network as an ensemble of one."""
-    if artifact.kind == "network":
-        return TeacherEnsemble([load_network(artifact.path)])
-    return TeacherEnsemble.load(artifact.path)
 
 
 def _train(
