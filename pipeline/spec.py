@@ -75,7 +75,7 @@ class Spec:
         seed: of every stage that has none of its own.
         accelerator: auto, cpu, cuda or mps.
         threads: of the CPU that train, or None for as many as torch likes.
-        folder: where pipeline.yaml lies; files are named relative to it.
+        folder: where pipeline.yaml lies, or its files; they are named relative to it.
         stages: data sources and stages by name, in the order of execution.
     """
 
@@ -87,13 +87,16 @@ class Spec:
     stages: Mapping[str, StageSpec]
 
 
-def load_spec(path: Path, overrides: Sequence[str] = (), stages: StageRegistry = STAGES) -> Spec:
+def load_spec(
+    path: Path, overrides: Sequence[str] = (), stages: StageRegistry = STAGES, *, folder: Path | None = None
+) -> Spec:
     """Read and check a pipeline file.
 
     Args:
         path: the file.
         overrides: assignments as after `--set`, such as "stages.student.epochs=3".
         stages: the kinds of stage and data source that the file may use.
+        folder: what the paths in the file are relative to, instead of its own folder.
 
     Raises:
         SpecError: with every mistake found, each with its place and remedy.
@@ -103,7 +106,7 @@ def load_spec(path: Path, overrides: Sequence[str] = (), stages: StageRegistry =
         if isinstance(document.data, dict):
             for assignment in overrides:
                 document.override(assignment)
-        spec = _Checker(document, path.resolve().parent, stages).check()
+        spec = _Checker(document, (folder or path.parent).resolve(), stages).check()
         if spec is not None:
             return spec
     raise SpecError(document.problems)
