@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 KernelSize = Annotated[int, Field(ge=1, le=15)]
+Units = Annotated[int, Field(ge=1, le=8192)]
 
 
 class ModelArguments(BaseModel):
@@ -63,6 +64,21 @@ class DsCnnArguments(ModelArguments):
     kernel: tuple[KernelSize, KernelSize] = Field(
         default=(3, 3), description="height and width of the first convolution's kernel"
     )
+
+
+class LeNetArguments(ModelArguments):
+    """Arguments of `lenet`, for inputs of 32x32 pixels (see `kdpipe.models.lenet`)."""
+
+    channels: tuple[Units, Units, Units] = Field(default=(6, 16, 120), description="channels of the 5x5 convolutions")
+    hidden: Units = Field(default=84, description="units of the first linear layer")
+    batch_norm: bool = Field(default=False, description="behind each convolution; LeNet-5 has none")
+
+
+class MlpArguments(ModelArguments):
+    """Arguments of `mlp` (see `kdpipe.models.mlp`)."""
+
+    hidden: tuple[Units, ...] = Field(default=(64, 64), min_length=1, max_length=16, description="units of each layer")
+    batch_norm: bool = Field(default=True, description="behind each hidden layer")
 
 
 class ReusedClassifierArguments(ModelArguments):

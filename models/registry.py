@@ -13,6 +13,8 @@ from kdpipe.models.arguments import (
     CnnArguments,
     DsCnnArguments,
     ExternalArguments,
+    LeNetArguments,
+    MlpArguments,
     ModelArguments,
     ResNetArguments,
     ReusedClassifierArguments,
@@ -138,6 +140,15 @@ MODELS.register("ds-cnn")(
     )
 )
 
+MODELS.register("lenet")(
+    ModelEntry(
+        "LeNet-5 with ReLU and max pooling, for 32x32 pixels (LeCun et al. 1998)",
+        "kdpipe.models.lenet:LeNet",
+        LeNetArguments,
+        lambda arguments: "features",
+    )
+)
+MODELS.register("mlp")(ModelEntry("linear layers with ReLU between them", "kdpipe.models.mlp:Mlp", MlpArguments, None))
 MODELS.register("reused-classifier")(
     ModelEntry(
         "a small network that ends in the teacher's classifier, through a projector; for simkd",

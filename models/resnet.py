@@ -14,7 +14,7 @@ from kdpipe.targets.errors import NetworkError
 
 
 class PadShortcut(nn.Module):
-    """Option A: every `stride`-th pixel, new channels are zero. It has no weights, and no integer lowering.
+    """Option A: every `stride`-th pixel, new channels are zero. It has no weights.
 
     Args:
         channels: channels to append.

@@ -81,7 +81,7 @@ class Spec:
         seed: of every stage that has none of its own.
         accelerator: auto, cpu, cuda or mps.
         threads: of the CPU that train, or None for as many as torch likes.
-        folder: where pipeline.yaml lies; files are named relative to it.
+        folder: where pipeline.yaml lies, or its files; they are named relative to it.
         stages: data sources and stages by name, in the order of execution; where there is a matrix, those of all cells.
         matrix: which of them each cell has, or None.
     """
@@ -113,13 +113,16 @@ class Spec:
         )
 
 
-def load_spec(path: Path, overrides: Sequence[str] = (), stages: StageRegistry = STAGES) -> Spec:
+def load_spec(
+    path: Path, overrides: Sequence[str] = (), stages: StageRegistry = STAGES, *, folder: Path | None = None
+) -> Spec:
     """Read and check a pipeline file.
 
     Args:
         path: the file.
         overrides: assignments as after `--set`, such as "stages.student.epochs=3".
         stages: the kinds of stage and data source that the file may use.
+        folder: what the paths in the file are relative to, instead of its own folder.
 
     Raises:
         SpecError: with every mistake found, each with its place and remedy.
@@ -129,7 +132,7 @@ def load_spec(path: Path, overrides: Sequence[str] = (), stages: StageRegistry =
         if isinstance(document.data, dict):
             for assignment in overrides:
                 document.override(assignment)
-        spec = _check(document, path.resolve().parent, stages)
+        spec = _check(document, (folder or path.parent).resolve(), stages)
         if spec is not None:
             return spec
     raise SpecError(document.problems)

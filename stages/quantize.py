@@ -67,10 +67,14 @@ class Budget(BaseModel):
 class QuantizeParams(OptimizationParams):
     """Parameters of `quantize`."""
 
-    network: Annotated[str, Accepts("network")] = Field(description="the trained float network to start from")
+    network: Annotated[str, Accepts("network", "ensemble")] = Field(
+        description="the trained float network to start from, or an ensemble of one"
+    )
     samples: Annotated[str, Accepts("samples", "split")] = Field(description="the images to train and calibrate on")
-    teachers: Annotated[str | None, Accepts("ensemble")] = Field(
-        default=None, description="needed on a split by losses such as kd; samples carry the teachers' logits with them"
+    teachers: Annotated[str | None, Accepts("ensemble", "network")] = Field(
+        default=None,
+        description="needed by losses such as kd on a split, or with shift or flip; samples carry the teachers' logits "
+        "with them",
     )
     sensitivity: Annotated[str | None, Accepts("sensitivity")] = Field(
         default=None, description="what each layer's width costs, of the same network; where a width is auto"
@@ -117,6 +121,8 @@ class QuantizeParams(OptimizationParams):
     optimizer: Literal["sgd", "adamw"] = Field(default="adamw", description="sgd has Nesterov momentum 0.9")
     lr: float = Field(default=2e-3, gt=0, le=100, description="initial learning rate")
     weight_decay: float = Field(default=0.0, ge=0, le=1, description="of weights; none on biases, norms and clips")
+    shift: int = Field(default=0, ge=0, le=16, description="augmentation: random moves of up to so many pixels")
+    flip: bool = Field(default=False, description="augmentation: mirror each image with probability 1/2")
     calibration_images: int = Field(default=512, ge=1, description="images on which the clips are calibrated")
     verified_images: int = Field(
         default=256, ge=1, description="images on which the integer graph is compared with the trained network"

@@ -18,10 +18,25 @@ class Member(ModelChoice):
     checkpoint: Annotated[str | None, ReadsFile()] = Field(
         default=None, description="its trained weights: .safetensors, or a torch file without code"
     )
+    rename: dict[str, str] = Field(
+        default={}, description="of the checkpoint's modules: by the path in the file, the path in the model"
+    )
+    fine_tune: bool = Field(default=False, description="train on from the checkpoint, on `train`")
     mean: tuple[float, ...] | None = Field(
         default=None, description="by channel, of the pixels in [0, 1] that the checkpoint was trained on"
     )
     std: tuple[float, ...] | None = Field(default=None, description="by channel, beside mean")
+
+    @property
+    def trained_here(self) -> bool:
+        """Whether it learns from `train`."""
+        return self.checkpoint is None or self.fine_tune
+
+    @model_validator(mode="after")
+    def _check_checkpoint(self) -> Member:
+        if self.checkpoint is None and (self.rename or self.fine_tune):
+            raise ValueError("rename and fine_tune go with a checkpoint")
+        return self
 
 
 class TeachersParams(OptimizationParams):
@@ -53,7 +68,7 @@ class TeachersParams(OptimizationParams):
                 raise ValueError("input_shape and classes come from `train`; give them only without it")
             return self
         for index, member in enumerate(self.members):
-            if member.checkpoint is None:
+            if member.trained_here:
                 raise ValueError(f"member {index} is to be trained, which needs `train`; or give it a checkpoint")
             if member.mean is None or member.std is None:
                 raise ValueError(f"member {index} needs mean and std, because `train` is not given")

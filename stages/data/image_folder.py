@@ -34,6 +34,9 @@ class ImageFolderParams(StageParams):
     validation: int = Field(
         default=1000, ge=1, description="images held out of train, stratified, where there is no folder validation"
     )
+    train_images: int | None = Field(
+        default=None, ge=1, description="to train on only so many of the others, stratified; all if not given"
+    )
 
 
 def outputs(params: Any) -> Mapping[str, str]:
@@ -42,8 +45,8 @@ def outputs(params: Any) -> Mapping[str, str]:
 
 
 def run(params: ImageFolderParams, inputs: Inputs, context: StageContext) -> Outcome:
-    """Write train, validation and test; the order of images is that of their paths, whatever the seed is."""
-    from kdpipe.stages.data.splits import hold_out, write_splits
+    """Write train, validation and test, which depend on the files' paths and content, and on no seed."""
+    from kdpipe.stages.data.splits import hold_out, reduce_to, write_splits
 
     folder = context.file(params.folder)
     classes = _classes(folder / "train")
@@ -60,6 +63,8 @@ def run(params: ImageFolderParams, inputs: Inputs, context: StageContext) -> Out
         done += len(files[name])
     if "validation" not in splits:
         splits["train"], splits["validation"] = hold_out(*splits["train"], params.validation)
+    if params.train_images is not None:
+        splits["train"] = reduce_to(*splits["train"], params.train_images)
     return write_splits(context, splits, classes)
 
 

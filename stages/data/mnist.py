@@ -38,15 +38,12 @@ def outputs(params: Any) -> Mapping[str, str]:
 
 def run(params: MnistParams, inputs: Inputs, context: StageContext) -> Outcome:
     """Write train, validation and test; the choice of images depends on no seed."""
-    from kdpipe.stages.data.splits import hold_out, stratified_choice, write_splits
+    from kdpipe.stages.data.splits import hold_out, reduce_to, write_splits
 
     folder = context.file(params.folder)
     (images, labels), held = hold_out(*_read(folder, "train", params), params.validation)
     if params.train_images is not None:
-        if params.train_images > len(labels):
-            raise DataError(f"train_images is {params.train_images}, but {len(labels)} are left to train on")
-        chosen = stratified_choice(labels, params.train_images)
-        images, labels = images[chosen], labels[chosen]
+        images, labels = reduce_to(images, labels, params.train_images)
     test = _read(folder, "test", params)
     if test[0].shape[1:] != images.shape[1:]:
         raise DataError("the images for training and for testing differ in size", where=str(folder))

@@ -62,6 +62,18 @@ def hold_out(images: Tensor, labels: Tensor, count: int) -> tuple[tuple[Tensor, 
     return (images[~held], labels[~held]), (images[held], labels[held])
 
 
+def reduce_to(images: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return `count` of images [N, ...] and labels [N], stratified.
+
+    Raises:
+        DataError: there are fewer.
+    """
+    if count > len(labels):
+        raise DataError(f"train_images is {count}, but {len(labels)} are left to train on")
+    chosen = stratified_choice(labels, count)
+    return images[chosen], labels[chosen]
+
+
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation by channel of the pixels, in [0, 1], of uint8 images [N, C, H, W]."""
     import torch
@@ -81,6 +93,9 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
 def write_splits(context: StageContext, splits: Mapping[str, tuple[Tensor, Tensor]], classes: Sequence[str]) -> Outcome:
     """Write splits whose pixels are normalized by the statistics of `train`, and return their sizes.
 
+    Files lie class by class. Every split is mixed, always in the same way, so that its first images, on which clips are
+    calibrated and networks compared, are of all classes.
+
     Args:
         context: of the stage, whose outputs are the splits.
         splits: by name, uint8 [N, C, H, W] and int64 [N]; `train` among them.
@@ -89,6 +104,8 @@ def write_splits(context: StageContext, splits: Mapping[str, tuple[Tensor, Tenso
     Raises:
         DataError: a split is empty, a label is no class, or a channel has the same value everywhere.
     """
+    import torch
+
     train = splits["train"][0]
     if len(train) == 0:
         raise DataError("there is no image to train on")
@@ -98,7 +115,8 @@ def write_splits(context: StageContext, splits: Mapping[str, tuple[Tensor, Tenso
     channels, height, width = train.shape[1:]
     space = ImageSpace((channels, height, width), tuple(classes), mean, std)
     for name, (images, labels) in splits.items():
-        save_split(context.output(name), Split(name, images, labels, space))
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SPLIT_SEED))
+        save_split(context.output(name), Split(name, images[order], labels[order], space))
     return Outcome(metrics={f"{name}_images": len(labels) for name, (_, labels) in splits.items()})
 
 

@@ -8,14 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from kdpipe.stages.artifacts import (
-    ImageSpace,
-    NetworkDescription,
-    build_network,
-    load_network,
-    save_ensemble,
-    save_network,
-)
+from kdpipe.stages.artifacts import ImageSpace, NetworkDescription, build_network, save_ensemble, save_network
 from kdpipe.stages.base import Artifact, Inputs, Outcome, Rows, StageContext
 from kdpipe.stages.data.batches import TensorBatches, augmentation
 from kdpipe.stages.distill import DistillParams
@@ -30,7 +23,7 @@ from kdpipe.stages.knowledge.taps import Taps, observing
 from kdpipe.stages.knowledge.teacher_outputs import teacher_outputs, unflatten
 from kdpipe.stages.training.averaging import WeightAverage
 from kdpipe.stages.training.device import choose_device
-from kdpipe.stages.training.ensemble import TeacherEnsemble
+from kdpipe.stages.training.ensemble import TeacherEnsemble, load_teachers
 from kdpipe.stages.training.loop import train
 from kdpipe.stages.training.parameters import make_optimizer
 from kdpipe.stages.training.resume import GeneratorState, Resume
@@ -151,13 +144,6 @@ def _new_student(
     assert params.model is not None  # noqa: S101  # DistillParams has checked it
     description = NetworkDescription(params.model.model, params.model.arguments, space)
     return build_network(description), description
-
-
-def load_teachers(artifact: Artifact) -> TeacherEnsemble:
-    """Read an ensemble, or one network as an ensemble of one."""
-    if artifact.kind == "network":
-        return TeacherEnsemble([load_network(artifact.path)])
-    return TeacherEnsemble.load(artifact.path)
 
 
 def _train(

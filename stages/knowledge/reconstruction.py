@@ -10,14 +10,13 @@ from torch import Tensor
 from kdpipe.stages.artifacts import load_network
 from kdpipe.stages.base import Inputs, Outcome, Rows, StageContext
 from kdpipe.stages.data.batches import TensorBatches
-from kdpipe.stages.knowledge.distillation import load_teachers
 from kdpipe.stages.knowledge.factor_transfer import factor_loss, match_size, seeded_translator
 from kdpipe.stages.knowledge.images import load_images
 from kdpipe.stages.knowledge.tapping import choose_taps
 from kdpipe.stages.knowledge.teacher_outputs import teacher_outputs
 from kdpipe.stages.reconstruction import ReconstructionParams
 from kdpipe.stages.training.device import choose_device
-from kdpipe.stages.training.ensemble import TeacherEnsemble
+from kdpipe.stages.training.ensemble import TeacherEnsemble, load_teachers
 from kdpipe.stages.training.loop import Report, train
 from kdpipe.stages.training.parameters import make_optimizer
 from kdpipe.stages.training.schedules import make_schedule

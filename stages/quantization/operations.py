@@ -12,6 +12,7 @@ A user's module spells an addition `a + b`, `a.add_(b)` or `torch.add(a, b)`, an
 | softmax over the channels | call_module of Softmax |
 | sum, product of two tensors | call_function operator.add, operator.mul |
 | concatenation of channels | call_function torch.cat |
+| every n-th pixel, with channels of zeros around it | call_module of a 1x1 nn.Conv2d |
 | slice of channels, chunk, split | call_module of ChannelSlice |
 | channel shuffle, also as view, transpose, view | call_module of ChannelShuffle |
 | nearest upsampling by whole factors | call_module of Upsample |
@@ -43,6 +44,7 @@ from kdpipe.stages.quantization.normalized import (
     replace_by_function,
     replace_by_module,
 )
+from kdpipe.stages.quantization.pad_shortcuts import fold_pad_shortcuts
 from kdpipe.stages.quantization.softmax import Softmax
 from kdpipe.stages.quantization.stored_operations import REARRANGEMENTS, Function, StochasticDepth
 from kdpipe.stages.quantization.tracing import SCOPE, STOCHASTIC_DEPTHS, Traced
@@ -91,6 +93,7 @@ def normalize(traced: Traced) -> Normalized:
     result = Normalized(traced.root, traced.graph, dict(traced.returned))
     fold_layer_calls(result)
     rearrangements.fold_channel_shuffles(result)
+    fold_pad_shortcuts(result)
     called: set[str] = set()
     for node in list(traced.graph.nodes):
         if node.op in ("placeholder", "output"):
@@ -242,7 +245,7 @@ _FUNCTION_CALLS: dict[Any, str] = {
 _RELUS = (torch.relu, torch.relu_, F.relu, F.relu_, "relu", "relu_")
 _REMEDIES = {
     "LogSoftmax": "Leave it out: the largest logit is the largest probability",
-    "pad": "Use the padding of the next convolution, or a 1x1 convolution for new channels (shortcut: projection)",
+    "pad": "Use the padding of the next convolution; of channels, only zeros can be appended",
     "log_softmax": "Leave it out: the largest logit is the largest probability",
 }
 

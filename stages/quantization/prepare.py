@@ -36,6 +36,7 @@ from kdpipe.stages.quantization.operations import (
     is_mul,
     is_relu,
 )
+from kdpipe.stages.quantization.pad_shortcuts import RESIDUAL
 from kdpipe.stages.quantization.softmax import ProbabilityQuantizer, Softmax
 from kdpipe.stages.quantization.stored_operations import (
     NOT_NEGATIVE,
@@ -155,7 +156,9 @@ class _Preparation:
         return {node: chosen[path] for node, path in paths.items()}
 
     def _wanted_bits(self, reader: fx.Node) -> int:
-        return self.widths[reader].activations if reader in self.widths else WIDE_BITS
+        if reader not in self.widths or reader.meta.get(RESIDUAL, False):
+            return WIDE_BITS
+        return self.widths[reader].activations
 
     def _name(self, wanted: str) -> str:
         name, number = wanted, 0

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from kdpipe.stages.data.stored_images import StoredImages
 from kdpipe.stages.quantization.weights import WeightQuantizer
 
 
 @torch.no_grad()
-def estimate_statistics(network: nn.Module, images: Tensor, *, batch_size: int = 256) -> None:
+def estimate_statistics(network: nn.Module, images: Tensor | StoredImages, *, batch_size: int = 256) -> None:
     """Replace the running statistics by the mean over batches of `images`, the weights as they are now.
 
     With weights of few levels the moving average lags behind: each flipped weight moves its channel's statistics.
@@ -33,9 +34,9 @@ def estimate_statistics(network: nn.Module, images: Tensor, *, batch_size: int =
         norm.momentum = None  # torch: the plain mean over all batches
     network.train()
     try:
-        batches = images.split(batch_size)
-        for batch in batches if len(batches) == 1 or len(batches[-1]) == batch_size else batches[:-1]:
-            network(batch.to(device))
+        for index, batch in enumerate(images.split(batch_size)):
+            if index == 0 or len(batch) == batch_size:
+                network(batch.to(device))
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

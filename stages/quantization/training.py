@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from kdpipe.stages.artifacts import ImageSpace, load_network, load_samples, load_split, normalize, renormalize
+from kdpipe.stages.artifacts import ImageSpace, NetworkDescription, load_ensemble, load_network
 from kdpipe.stages.base import Artifact, Inputs, Outcome, Rows, StageContext
 from kdpipe.stages.data.batches import TensorBatches
 from kdpipe.stages.knowledge.base import DistillationLoss, Knowledge
@@ -19,6 +19,7 @@ from kdpipe.stages.quantization.activations import calibrating
 from kdpipe.stages.quantization.assignment import Assignment, assign
 from kdpipe.stages.quantization.fidelity import Fidelity, compare
 from kdpipe.stages.quantization.found_layers import find_layers
+from kdpipe.stages.quantization.images import QuantizationImages, load_images
 from kdpipe.stages.quantization.network import prepare_for, save_quantized_network
 from kdpipe.stages.quantization.prepare import quantizers
 from kdpipe.stages.quantization.progressive import at_least
@@ -27,7 +28,6 @@ from kdpipe.stages.quantization.speq import StochasticTeacher, finer_bits
 from kdpipe.stages.quantization.statistics import estimate_statistics
 from kdpipe.stages.quantize import SPEQ, QuantizeParams, SpeqParameters
 from kdpipe.stages.training.device import choose_device
-from kdpipe.stages.training.ensemble import TeacherEnsemble
 from kdpipe.stages.training.loop import train
 from kdpipe.stages.training.metrics import predict
 from kdpipe.stages.training.parameters import make_optimizer
@@ -42,20 +42,11 @@ from kdpipe.targets.lower import lower
 FINAL = "quantized"
 """Series of the last phase's history."""
 
+STATISTICS_IMAGES = 16_384
+"""Batch norms' statistics are the mean over so many images at most."""
 
-@dataclass(frozen=True)
-class TrainingImages:
-    """What the network is trained on.
-
-    Args:
-        images: as the network sees them, float32 [N, C, H, W].
-        labels: int64 [N]: true ones, or the teachers' choice.
-        logits: the teachers' mean, [N, K]; None on a split without teachers.
-    """
-
-    images: Tensor
-    labels: Tensor
-    logits: Tensor | None
+AGREEMENT_IMAGES = 2048
+"""The metric `agreement` is taken on so many at most: integer arithmetic is simulated, which is slow."""
 
 
 @dataclass(frozen=True)
@@ -96,25 +87,27 @@ def quantize(params: QuantizeParams, inputs: Inputs, context: StageContext) -> O
         UsageError: a pattern of `bits` matches no layer, or the budget of automatic widths can't be met.
     """
     device = choose_device(context.accelerator)
-    network, description = load_network(inputs["network"].path)
+    network, description = load_float_network(inputs["network"])
     space = description.space
     assignment = _assign_widths(params, inputs, network, space)
     config = params.configuration() if assignment is None else assignment.config
-    prepared = prepare_for(space, network.to(device), config)
-    data = _load_images(inputs["samples"], inputs.get("teachers"), space)
-    taught = [name for name in params.losses if name != SPEQ and LOSSES[name].needs_teachers]
-    if taught and data.logits is None:
-        raise DataError(
-            f"{taught[0]} needs what the teachers say about the images", remedy="Give `teachers`, or use ce alone"
-        )
-
-    observed = data.images[: params.calibration_images].to(device)
+    prepared = prepare_for(space, network.to(device, memory_format=torch.channels_last), config)
+    data = load_images(
+        inputs["samples"],
+        inputs.get("teachers"),
+        space,
+        asked_by=next((name for name in params.losses if name != SPEQ and LOSSES[name].needs_teachers), None),
+        shift=params.shift,
+        flip=params.flip,
+        device=device,
+    )
+    observed = data.images.first(params.calibration_images).to(device)
     history: dict[str, Rows] = {}
     for phase in plan_phases(params):
         with placed(phase.name if params.progressive else None), at_least(prepared, phase.bits):
             calibrate(prepared, observed)
             history[phase.name] = train_quantized(prepared, data, params, context, device, phase)
-    estimate_statistics(prepared, data.images)
+    estimate_statistics(prepared, data.first(STATISTICS_IMAGES).images)
     prepared.cpu().eval()
 
     graph = lower(
@@ -125,7 +118,7 @@ def quantize(params: QuantizeParams, inputs: Inputs, context: StageContext) -> O
         class_names=space.classes,
         normalization=Normalization(space.mean, space.std),
     )
-    fidelity = compare(prepared, graph, data.images[: params.verified_images])
+    fidelity = compare(prepared, graph, data.images.first(params.verified_images))
     context.log(f"integer graph: equal in {fidelity.worst[1]:.4%} of elements or more (least: {fidelity.worst[0]})")
     save_graph(graph, context.output("graph"))
     save_quantized_network(context.output("network"), prepared, description, config)
@@ -164,7 +157,7 @@ def calibrate(prepared: fx.GraphModule, images: Tensor) -> None:
 
 def train_quantized(
     prepared: fx.GraphModule,
-    data: TrainingImages,
+    data: QuantizationImages,
     params: QuantizeParams,
     context: StageContext,
     device: torch.device,
@@ -184,17 +177,12 @@ def train_quantized(
     order = torch.Generator().manual_seed(derive_seed(seed, "batches"))
     precisions = torch.Generator().manual_seed(derive_seed(seed, "precisions"))
     teacher = _stochastic_teacher(prepared, speq, max(params.activation_bits, phase.bits or 0), precisions)
-    logits = data.logits if data.logits is not None else torch.zeros(len(data.images), 0)
-    batches = TensorBatches(
-        (data.images, data.labels, logits),
-        params.batch_size,
-        order,
-        device=device,
-    )
+    batches = TensorBatches(data.tensors(), params.batch_size, order, augment=data.augment, device=device)
     agreed: list[Tensor] = []
 
     def step(batch: tuple[Tensor, ...]) -> Mapping[str, Tensor]:
-        images, labels, said = batch
+        pixels, labels, *known = batch
+        images = data.images.seen(pixels)
         weights = {name: values.weight_at(progress) for name, values in parameters.items()}
         terms: dict[str, Tensor] = {}
         if teacher is not None and isinstance(speq, SpeqParameters):
@@ -203,7 +191,7 @@ def train_quantized(
         else:
             student = prepared(images)
         agreed.append((student.detach().argmax(dim=1) == labels).float().mean())
-        knowledge = Knowledge(student, None, said.unsqueeze(0), (), labels, progress=progress)
+        knowledge = Knowledge(student, None, data.said(pixels, known).unsqueeze(0), (), labels, progress=progress)
         return {name: weights[name] * loss(knowledge) for name, loss in losses.items()} | terms
 
     def start_epoch(epoch: int) -> None:
@@ -247,34 +235,30 @@ def _stochastic_teacher(
     return StochasticTeacher(prepared, speq.teacher_bits or finer_bits(activation_bits), speq.probability, generator)
 
 
-def _load_images(samples: Artifact, teachers: Artifact | None, space: ImageSpace) -> TrainingImages:
-    if samples.kind == "split":
-        split = load_split(samples.path)
-        _check_fit(split.space, space, "images")
-        logits = None
-        if teachers is not None:
-            ensemble = TeacherEnsemble.load(teachers.path)
-            _check_fit(ensemble.space, space, "teachers")
-            logits = predict(ensemble, normalize(split.images, ensemble.space))
-        return TrainingImages(normalize(split.images, space), split.labels, logits)
-    found = load_samples(samples.path)
-    _check_fit(found.space, space, "images")
-    return TrainingImages(renormalize(found.images, found.space, space), found.logits.argmax(dim=1), found.logits)
+def load_float_network(artifact: Artifact) -> tuple[nn.Module, NetworkDescription]:
+    """Read a float network, or the only member of an ensemble.
 
-
-def _check_fit(found: ImageSpace, space: ImageSpace, what: str) -> None:
-    if found.shape != space.shape:
-        raise DataError(f"{what} of shape {list(found.shape)} for a network that takes {list(space.shape)}")
-    if len(found.classes) != len(space.classes):
-        raise DataError(f"{what} with {len(found.classes)} classes for a network with {len(space.classes)}")
+    Raises:
+        DataError: the ensemble has several members.
+    """
+    if artifact.kind == "network":
+        return load_network(artifact.path)
+    members = load_ensemble(artifact.path)
+    if len(members) > 1:
+        raise DataError(
+            f"an ensemble of {len(members)} networks, where one is to be quantized",
+            remedy="Distill it into one network, or give an ensemble of one member",
+        )
+    return members[0]
 
 
 def _metrics(
-    prepared: fx.GraphModule, graph: IntegerGraph, fidelity: Fidelity, data: TrainingImages, history: Rows
+    prepared: fx.GraphModule, graph: IntegerGraph, fidelity: Fidelity, data: QuantizationImages, history: Rows
 ) -> dict[str, float | int | str | bool]:
     weights = [weight for _, weight in graph.weights()]
     ternary = [weight.values for weight in weights if weight.bits == 2]
-    agreement = (predict(prepared, data.images).argmax(dim=1) == data.labels).float().mean()
+    seen = data.first(AGREEMENT_IMAGES)
+    agreement = (predict(prepared, seen.images).argmax(dim=1) == seen.labels).float().mean()
     metrics: dict[str, float | int | str | bool] = {
         "images": len(data.images),
         "loss": history[-1]["loss"],

@@ -15,7 +15,7 @@ from kdpipe.stages.synthesis.base import Synthesizer
 from kdpipe.stages.synthesis.generator_method import GeneratorMethod
 from kdpipe.stages.synthesis.losses import class_entropy
 from kdpipe.stages.synthesis.picture import write_grid
-from kdpipe.stages.synthesis.registry import MethodParameters
+from kdpipe.stages.synthesis.registry import GeneratorParameters
 from kdpipe.stages.synthesis.selection import balanced_choice
 from kdpipe.stages.synthesize import SynthesizeParams
 from kdpipe.stages.training.device import choose_device
@@ -39,7 +39,7 @@ def synthesize(params: SynthesizeParams, inputs: Inputs, context: StageContext) 
     """
     device = choose_device(context.accelerator)
     teachers = TeacherEnsemble.load(inputs["teachers"].path).to(device)
-    settings = MethodParameters(
+    settings = GeneratorParameters(
         **params.weights.model_dump(),
         batch_size=params.batch_size,
         lr=params.lr,

@@ -12,7 +12,7 @@ from kdpipe.models.generator import Generator
 from kdpipe.stages.synthesis.base import SynthesisStep, Synthesizer, checked_sum, frozen
 from kdpipe.stages.synthesis.discriminator import Discriminator
 from kdpipe.stages.synthesis.losses import disagreement_loss
-from kdpipe.stages.synthesis.registry import MethodParameters
+from kdpipe.stages.synthesis.registry import GeneratorParameters
 from kdpipe.stages.training.ensemble import TeacherEnsemble
 from kdpipe.stages.training.seeding import derive_seed, seeded
 
@@ -24,7 +24,7 @@ class GeneratorMethod(Synthesizer):
     ones where it takes more steps than the generator.
     """
 
-    def __init__(self, params: MethodParameters, teachers: TeacherEnsemble, seed: int) -> None:
+    def __init__(self, params: GeneratorParameters, teachers: TeacherEnsemble, seed: int) -> None:
         self._params = params
         self._teachers = teachers
         device = next(teachers.parameters()).device

@@ -29,33 +29,44 @@ class SynthesisWeights(BaseModel):
     batch_norm: float = Field(default=1.0, ge=0, description="teachers' batch norms should see familiar statistics")
 
 
-class MethodParameters(SynthesisWeights):
-    """What all methods have: the loss weights of `SynthesisWeights`, and these."""
+class MethodParameters(BaseModel):
+    """What all methods have."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    batch_size: int = Field(default=128, ge=8, le=65_536, description="images that are made a step")
+    student_steps: int = Field(default=1, ge=1, le=10_000, description="steps of the student for each of the method's")
+    warm_up: int = Field(default=0, ge=0, le=1_000_000, description="the method's steps before the student's first")
+
+
+class NoiseParameters(MethodParameters):
+    """Parameters of `noise`."""
+
+
+class GeneratorParameters(MethodParameters, SynthesisWeights):
+    """What all methods with a generator have: the loss weights of `SynthesisWeights`, and these."""
 
     adversarial: float = Field(default=0.0, ge=0, description="student and teachers should disagree")
-    batch_size: int = Field(default=128, ge=8, le=65_536, description="images that the generator makes a step")
     lr: float = Field(default=1e-3, gt=0, le=1, description="of the generator's Adam")
     latent: int = Field(default=64, ge=1, le=100_000, description="length of the generator's noise")
     channels: int = Field(default=64, ge=2, le=4096, description="maps in the generator")
-    student_steps: int = Field(default=1, ge=1, le=10_000, description="steps of the student for each of the method's")
-    warm_up: int = Field(default=0, ge=0, le=1_000_000, description="the method's steps before the student's first")
 
     def weights(self) -> SynthesisWeights:
         """Return the weights of the terms that the teachers judge by themselves."""
         return SynthesisWeights(**{name: getattr(self, name) for name in SynthesisWeights.model_fields})
 
 
-class DaflParameters(MethodParameters):
+class DaflParameters(GeneratorParameters):
     """Parameters of `dafl`, with the weights that were published for MNIST."""
 
     batch_norm: float = Field(default=0.0, ge=0, description="not among the published terms")
 
 
-class DaflBatchNormParameters(MethodParameters):
+class DaflBatchNormParameters(GeneratorParameters):
     """Parameters of `dafl-batch-norm`."""
 
 
-class DfqParameters(MethodParameters):
+class DfqParameters(GeneratorParameters):
     """Parameters of `dfq`."""
 
     entropy: float = Field(default=20.0, ge=0, description="the balance of classes")
@@ -64,7 +75,7 @@ class DfqParameters(MethodParameters):
     student_steps: int = Field(default=5, ge=1, le=10_000, description="steps of the student for each of the method's")
 
 
-class FastParameters(MethodParameters):
+class FastParameters(GeneratorParameters):
     """Parameters of `fast`."""
 
     one_hot: float = Field(default=0.4, ge=0, description="teachers should be sure of each image")
@@ -114,6 +125,14 @@ METHODS: Registry[MethodEntry] = Registry("data-free method")
 
 _GENERATOR = "kdpipe.stages.synthesis.generator_method:GeneratorMethod"
 
+METHODS.register("noise")(
+    MethodEntry(
+        "independent pixels, nothing learned: the baseline",
+        "Chen et al. 2019 (arXiv:1904.01186), table 1",
+        NoiseParameters,
+        "kdpipe.stages.synthesis.noise:Noise",
+    )
+)
 METHODS.register("dafl")(
     MethodEntry(
         "a generator that the teachers judge by certainty, balance and activation",
@@ -153,7 +172,7 @@ class MethodChoice(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    method: str = Field(description="dafl, dafl-batch-norm, dfq or fast; its parameters stand beside it")
+    method: str = Field(description="dafl, dafl-batch-norm, dfq, fast or noise; its parameters stand beside it")
 
     @model_validator(mode="after")
     def _check_parameters(self) -> MethodChoice:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdpipe.targets.errors import NetworkError
+from kdpipe.targets.errors import NetworkError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -49,6 +49,38 @@ def without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     result = dict(state)
     while prefix := next((p for p in PREFIXES if result and all(key.startswith(p) for key in result)), None):
         result = {key.removeprefix(prefix): value for key, value in result.items()}
+    return result
+
+
+def rename_modules(state: Mapping[str, Tensor], names: Mapping[str, str], *, where: str) -> dict[str, Tensor]:
+    """Rename modules, and all that is inside them: {"linear": "fc"} makes `linear.weight` into `fc.weight`.
+
+    Args:
+        state: tensors by key.
+        names: by the path of a module, its new path.
+        where: the file, for messages.
+
+    Raises:
+        NetworkError: there is no module of that path, or two keys would become one.
+    """
+    result: dict[str, Tensor] = {}
+    used: set[str] = set()
+    for key, value in state.items():
+        old = max((name for name in names if key.startswith(f"{name}.")), key=len, default=None)
+        new = key
+        if old is not None:
+            used.add(old)
+            new = names[old] + key[len(old) :]
+        if new in result:
+            raise NetworkError(f"two tensors of the checkpoint would be named {new!r}", where=where)
+        result[new] = value
+    if unused := [name for name in names if name not in used]:
+        modules = sorted({key.rpartition(".")[0] for key in state})
+        raise NetworkError(
+            f"the checkpoint has no module {unused[0]!r} to rename",
+            where=where,
+            remedy=did_you_mean(unused[0], modules),
+        )
     return result
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kdpipe.stages.artifacts import ImageSpace, NetworkDescription, load_ensemble
+from kdpipe.stages.artifacts import ImageSpace, NetworkDescription, load_ensemble, load_network
+from kdpipe.stages.base import Artifact
 
 
 class Renormalized(nn.Module):
@@ -69,3 +70,10 @@ class TeacherEnsemble(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> the mean of the members' logits, [B, K]."""
         return self.each(x).mean(dim=0)
+
+
+def load_teachers(artifact: Artifact) -> TeacherEnsemble:
+    """Read an ensemble, or one network as an ensemble of one."""
+    if artifact.kind == "network":
+        return TeacherEnsemble([load_network(artifact.path)])
+    return TeacherEnsemble.load(artifact.path)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from kdpipe.stages.data.stored_images import StoredImages
+
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     """Return the share, in [0, 1], of rows of [N, K] whose largest logit is at the label [N]."""
@@ -12,8 +14,8 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
 
 
 @torch.no_grad()
-def predict(network: nn.Module, images: Tensor, *, batch_size: int = 512) -> Tensor:
-    """Return the logits [N, K], on the CPU, of normalized images [N, C, H, W], in evaluation mode.
+def predict(network: nn.Module, images: Tensor | StoredImages, *, batch_size: int = 512) -> Tensor:
+    """Return the logits [N, K], on the CPU, of images [N, C, H, W], a tensor's normalized, in evaluation mode.
 
     The network's mode is put back afterwards.
     """

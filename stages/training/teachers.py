@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ from kdpipe.stages.artifacts import (
 from kdpipe.stages.base import Inputs, Outcome, Rows, StageContext
 from kdpipe.stages.data.batches import TensorBatches, augmentation
 from kdpipe.stages.teachers import Member, TeachersParams
-from kdpipe.stages.training.checkpoints import load_state, read_checkpoint
+from kdpipe.stages.training.checkpoints import load_state, read_checkpoint, rename_modules
 from kdpipe.stages.training.device import choose_device
 from kdpipe.stages.training.ensemble import TeacherEnsemble
 from kdpipe.stages.training.loop import Report, train
@@ -47,7 +49,7 @@ def make_ensemble(params: TeachersParams, inputs: Inputs, context: StageContext)
     members: list[tuple[nn.Module, NetworkDescription]] = []
     history: dict[str, Rows] = {}
     metrics: dict[str, float | int | str | bool] = {}
-    trained = [member for member in params.members if member.checkpoint is None]
+    trained = [member for member in params.members if member.trained_here]
     finished = 0
     for index, member in enumerate(params.members):
         description = NetworkDescription(member.model, member.arguments, _space(member, params, split))
@@ -56,9 +58,10 @@ def make_ensemble(params: TeachersParams, inputs: Inputs, context: StageContext)
             network = build_network(description)
             if member.checkpoint is not None:
                 path = context.file(member.checkpoint)
-                load_state(network, read_checkpoint(path), where=str(path))
+                state = rename_modules(read_checkpoint(path), member.rename, where=str(path))
+                load_state(network, state, where=str(path))
                 context.log(f"teacher {index}: {member.model} from {path.name}")
-            elif split is not None:
+            if member.trained_here and split is not None:
 
                 def report(done: int, row: dict[str, float], before: int = finished * params.epochs) -> None:
                     shown = {key: row[key] for key in ("loss", "accuracy") if key in row}
@@ -68,7 +71,7 @@ def make_ensemble(params: TeachersParams, inputs: Inputs, context: StageContext)
                 device = choose_device(context.accelerator)
                 history[f"teacher-{index}"] = train_classifier(
                     network,
-                    split,
+                    replace(split, space=description.space),
                     params,
                     seed=seed,
                     pixels=params.shift,
@@ -108,7 +111,7 @@ def train_classifier(
 
     Args:
         network: its outputs are logits [B, K].
-        split: images and labels.
+        split: images and labels, normalized as the network is to see them.
         params: epochs, batch size, optimizer and schedule.
         seed: of the batches' order and the augmentation.
         pixels: random moves of up to so many pixels.

@@ -17,6 +17,8 @@ SMALL = {
     "resnet": {"depth": 8, "width": 4},
     "cnn": {"channels": (4, 8)},
     "ds-cnn": {"width": 8, "blocks": 2},
+    "lenet": {"channels": (2, 3, 4), "hidden": 6, "batch_norm": True},
+    "mlp": {"hidden": (5,)},
     "reused-classifier": {"backbone": {"model": "cnn", "channels": (4, 8)}, "channels": 12},
 }
 
@@ -25,20 +27,26 @@ def test_every_model_has_a_small_form_here():
     assert set(SMALL) == set(MODELS)
 
 
+def images_of(name):
+    return (32, 36) if name == "lenet" else (8, 10)
+
+
 @pytest.mark.parametrize("name", list(SMALL))
 def test_models_trace_and_give_logits_and_a_feature_map(name):
     entry = MODELS[name]
-    network = entry.build(input_shape=(3, 8, 10), classes=7, **SMALL[name]).eval()
-    x = torch.randn(2, 3, 8, 10)
+    shape = (3, *images_of(name))
+    network = entry.build(input_shape=shape, classes=7, **SMALL[name]).eval()
+    x = torch.randn(2, *shape)
     assert network(x).shape == (2, 7)
     torch.testing.assert_close(fx.symbolic_trace(network)(x), network(x), rtol=0, atol=0)
-    feature = entry.feature(entry.check(SMALL[name]))
-    assert feature in dict(network.named_modules())
+    if entry.feature is not None:
+        assert entry.feature(entry.check(SMALL[name])) in dict(network.named_modules())
+    assert (entry.feature is None) == (name == "mlp")
 
 
 @pytest.mark.parametrize("name", list(SMALL))
 def test_every_convolution_is_without_bias_and_followed_by_batch_norm(name):
-    network = MODELS[name].build(input_shape=(1, 8, 8), classes=10, **SMALL[name])
+    network = MODELS[name].build(input_shape=(1, *images_of(name)), classes=10, **SMALL[name])
     convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     assert all(m.bias is None for m in convolutions)
@@ -49,6 +57,30 @@ def test_resnet20_has_the_parameters_of_the_paper():
     network = MODELS["resnet"].build(input_shape=(3, 32, 32), classes=10, depth=20, width=16, shortcut="pad")
     # He et al. 2016, table 6: 0.27 M; exactly 269,722 with option A and batch norm
     assert sum(p.numel() for p in network.parameters()) == 269_722
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parameters"),
+    [({}, 61_706), ({"channels": (3, 8, 60), "hidden": 42}, 15_738), ({"batch_norm": True}, 61_706 + 6 + 16 + 120)],
+)
+def test_lenet5_has_the_parameters_of_the_paper(arguments, parameters):
+    network = MODELS["lenet"].build(input_shape=(1, 32, 32), classes=10, **arguments).eval()
+    assert network.features(torch.zeros(1, 1, 32, 32)).shape[2:] == (1, 1)
+    assert sum(p.numel() for p in network.parameters()) == parameters
+
+
+def test_lenet_says_what_to_do_with_mnist():
+    with pytest.raises(NetworkError, match="28x28 is too small for lenet") as caught:
+        MODELS["lenet"].build(input_shape=(1, 28, 28), classes=10)
+    assert "padding: 2" in str(caught.value.remedy)
+
+
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_an_mlp_has_the_layers_that_it_is_told(batch_norm):
+    network = MODELS["mlp"].build(input_shape=(1, 28, 28), classes=10, hidden=(32, 16), batch_norm=batch_norm)
+    sizes = [(m.in_features, m.out_features) for m in network.modules() if isinstance(m, nn.Linear)]
+    assert sizes == [(784, 32), (32, 16), (16, 10)]
+    assert sum(isinstance(m, nn.BatchNorm1d) for m in network.modules()) == 2 * batch_norm
 
 
 def test_ds_cnn_has_the_layers_of_mlperf_tiny():

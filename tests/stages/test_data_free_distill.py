@@ -39,7 +39,16 @@ def test_the_stage_has_no_way_to_data():
     assert inputs == {"teachers": ("ensemble",)}
 
 
-@pytest.mark.parametrize("method", list(METHODS))
+def test_noise_is_a_method_without_a_generator(teachers, context):
+    folder = context()
+    synthesis = {"method": "noise", "batch_size": 32, "student_steps": 2}
+    params = DataFreeDistillParams(**{**FAST, "synthesis": synthesis, "collapse_below": 0, "iterations": 5})
+    outcome = STAGE.run(params, {"teachers": teachers}, folder)
+    assert set(outcome.history["student"][0]) == {"epoch", "loss", "lr", "agreement", "class_entropy"}
+    assert len(load_samples(folder.root / "samples")) == 60
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "noise"])
 def test_every_method_teaches_a_student(method, teachers, context, make_bars):
     folder = context()
     settings = {"student_steps": 2, "warm_up": 2}

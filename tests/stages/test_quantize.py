@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from kdpipe.stages.artifacts import (
     Split,
     build_network,
     load_network,
+    save_ensemble,
     save_network,
     save_samples,
     save_split,
@@ -96,7 +98,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Artifact]:
 
 
 def run(inputs: Mapping[str, Artifact], root: Path, kind: str = "samples", seed: int = 0, **params: Any):
-    given = {"network": inputs["network"], "samples": inputs[kind]}
+    given = {name: inputs[name] for name in ("network", "teachers") if name in inputs} | {"samples": inputs[kind]}
     context = Context(root, seed)
     values = {"epochs": 4, "batch_size": 32, "verified_images": 64, **params}
     outcome = STAGE.run(QuantizeParams(network="n", samples="s", **values), given, context)
@@ -160,6 +162,44 @@ def test_weights_of_losses_go_to_their_ends(inputs: Mapping[str, Artifact], tmp_
     rows = run(inputs, tmp_path, epochs=3, losses=losses)[0].history["quantized"]
     assert rows[0]["ce"] == 0 < rows[0]["dkd"]
     assert rows[-1]["dkd"] == 0 < rows[-1]["ce"]
+
+
+def test_teachers_are_asked_about_augmented_images(inputs: Mapping[str, Artifact], tmp_path: Path) -> None:
+    """The network as its own teacher, whose advice is no cached one."""
+    given = {"epochs": 1, "losses": {"kd": {}}, "shift": 1, "flip": True}
+    for kind in ("split", "samples"):
+        with pytest.raises(DataError, match="as shift and flip changed it"):
+            run(inputs, tmp_path / "refused", kind, **given)
+        taught = {**inputs, "teachers": inputs["network"]}
+        plain, _ = run(taught, tmp_path / f"plain-{kind}", kind, epochs=1, losses={"kd": {}})
+        augmented, _ = run(taught, tmp_path / f"augmented-{kind}", kind, **given)
+        assert augmented.metrics["loss"] != plain.metrics["loss"]
+        assert augmented.metrics["integer_exact"] == 1.0
+
+
+def test_samples_and_the_split_that_they_were_made_of_are_one(inputs: Mapping[str, Artifact], tmp_path: Path) -> None:
+    """Bytes that are normalized batch by batch train as normalized images do, to what bytes lose."""
+    losses = [
+        run(inputs, tmp_path / kind, kind, epochs=1, losses={"ce": {}}, shift=1)[0].metrics["loss"]
+        for kind in ("split", "samples")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+@pytest.mark.parametrize("kind", ["one", "two"])
+def test_an_ensemble_of_one_network_is_that_network(inputs: Mapping[str, Artifact], tmp_path: Path, kind: str) -> None:
+    member = load_network(inputs["network"].path)
+    (tmp_path / "ensemble").mkdir()
+    save_ensemble(tmp_path / "ensemble", [member] * {"one": 1, "two": 2}[kind])
+    ensemble = {**inputs, "network": Artifact("ensemble", tmp_path / "ensemble")}
+    if kind == "two":
+        with pytest.raises(DataError, match="an ensemble of 2 networks, where one is to be quantized"):
+            run(ensemble, tmp_path / "out", epochs=1)
+        return
+    run(ensemble, tmp_path / "out", epochs=1)
+    run(inputs, tmp_path / "network", epochs=1)
+    files = [tmp_path / name / "graph" / "weights.safetensors" for name in ("out", "network")]
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 @pytest.mark.parametrize("scales", ["channel", "layer"])
@@ -233,13 +273,28 @@ def test_on_a_split_kd_needs_teachers_and_ce_takes_the_labels(inputs: Mapping[st
 def test_a_network_that_cannot_be_quantized_is_refused_before_training(
     inputs: Mapping[str, Artifact], tmp_path: Path
 ) -> None:
+    description = NetworkDescription("timm:test_convnext", {}, replace(SPACE, shape=(1, 32, 32)))
+    (tmp_path / "modern").mkdir()
+    save_network(tmp_path / "modern", build_network(description), description)
+    with pytest.raises(UnsupportedError, match=r"stages\.0\.blocks\.0"):
+        run({**inputs, "network": Artifact("network", tmp_path / "modern")}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_network_with_padded_shortcuts_is_quantized(inputs: Mapping[str, Artifact], tmp_path: Path) -> None:
     arguments = MODELS["resnet"].check({**ARGUMENTS, "shortcut": "pad"}).model_dump()
     description = NetworkDescription("resnet", arguments, SPACE)
     (tmp_path / "padded").mkdir()
+    torch.manual_seed(0)
     save_network(tmp_path / "padded", build_network(description), description)
-    with pytest.raises(UnsupportedError, match=r"layer2\.0\.shortcut"):
-        run({**inputs, "network": Artifact("network", tmp_path / "padded")}, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    padded = {**inputs, "network": Artifact("network", tmp_path / "padded")}
+    run(padded, tmp_path / "out", epochs=2, activation_bits=2)
+    graph = load_graph(tmp_path / "out" / "graph")
+    read = {node.name: graph.tensor(node.inputs[0]).quantization.bits for node, _ in graph.weights()}
+    assert {name: width for name, width in read.items() if "pad" in name and width != 8} == {}
+    assert read["layer2.0.conv1"] == read["layer2.0.conv2"] == 2
+    prepared, _ = load_quantized_network(tmp_path / "out" / "network")
+    assert compare(prepared, graph, torch.rand(32, 1, 8, 8)).worst[1] == 1.0
 
 
 @pytest.mark.parametrize(

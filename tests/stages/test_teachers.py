@@ -83,6 +83,32 @@ def test_checkpoints_need_no_data(splits, context, tmp_path, space):
     assert description.space == space
 
 
+def test_a_checkpoint_is_trained_on(splits, context, tmp_path, space):
+    trained = context("trained")
+    STAGE.run(TeachersParams(**{**FAST, "epochs": 1}), splits, trained)
+    network, _ = load_network(trained.root / "ensemble" / "0")
+    path = tmp_path / "net.pt"
+    torch.save({key.replace("fc.", "linear."): value for key, value in network.state_dict().items()}, path)
+    member = {**MEMBERS[0], "checkpoint": str(path), "rename": {"linear": "fc"}}
+    found = {}
+    for name, more in {
+        "loaded": {},
+        "tuned": {"fine_tune": True},
+        "other": {"fine_tune": True, "mean": [0.5], "std": [0.1]},
+    }.items():
+        outcome = STAGE.run(TeachersParams(**{**FAST, "members": [{**member, **more}]}), splits, context(name))
+        tuned, description = load_network(tmp_path / name / "ensemble" / "0")
+        found[name] = (outcome.history.get("teacher-0"), tuned.state_dict()["fc.weight"], description.space)
+    assert found["loaded"][0] is None
+    assert torch.equal(found["loaded"][1], network.fc.weight)
+    assert not torch.equal(found["tuned"][1], network.fc.weight)
+    first = STAGE.run(TeachersParams(**{**FAST, "members": [MEMBERS[0]]}), splits, context("new")).history["teacher-0"]
+    assert found["tuned"][0][0]["loss"] < first[0]["loss"]
+    # its own normalization is what it is trained with, and what it is measured with
+    assert found["other"][2].mean == (0.5,)
+    assert found["other"][0][0]["loss"] != found["tuned"][0][0]["loss"]
+
+
 def test_a_checkpoint_that_does_not_fit_is_refused(splits, context, tmp_path):
     path = tmp_path / "net.pt"
     torch.save({"fc.weight": torch.zeros(3, 5)}, path)
@@ -122,6 +148,9 @@ def test_an_ensemble_stays_in_evaluation_mode(splits, context):
         ({"members": []}, "at least 1"),
         ({"classes": ["a", "b"]}, "come from `train`"),
         ({"train": None, "members": [{**MEMBERS[0], "checkpoint": "x"}]}, "needs mean and std"),
+        ({"train": None, "members": [{**MEMBERS[0], "checkpoint": "x", "fine_tune": True}]}, "needs `train`"),
+        ({"members": [{**MEMBERS[0], "fine_tune": True}]}, "go with a checkpoint"),
+        ({"members": [{**MEMBERS[0], "rename": {"a": "b"}}]}, "go with a checkpoint"),
         ({"train": None, "members": [{**MEMBERS[0], "checkpoint": "x", "mean": [0], "std": [1]}]}, "must be given"),
         ({"epochs": 0}, "greater than or equal to 1"),
         ({"shedule": "cosine"}, "Extra inputs"),

@@ -48,10 +48,30 @@ def test_three_splits_with_the_pixels_of_the_files(pillow, folder, context):
     assert splits["train"].space.classes == ("cat", "dog")
     assert splits["train"].space.shape == (3, 4, 5)
     assert torch.bincount(splits["validation"].labels).tolist() == [2, 1]
-    assert splits["test"].labels.tolist() == [0, 0, 1]
-    assert torch.equal(splits["test"].images[:2], torch.stack([picture(40), picture(41)]))
-    assert torch.equal(splits["test"].images[2], picture(60, channels=1).expand(3, 4, 5))
+    test = dict(zip(splits["test"].labels.tolist(), splits["test"].images, strict=True))
+    assert sorted(splits["test"].labels.tolist()) == [0, 0, 1]
+    assert any(torch.equal(test[0], picture(value)) for value in (40, 41))
+    assert torch.equal(test[1], picture(60, channels=1).expand(3, 4, 5))
     assert made.reports[-1][:3] == (18, 18, "image")
+
+
+def test_the_first_images_are_of_all_classes_and_always_the_same(pillow, folder, context):
+    labels = []
+    for seed in (0, 1):
+        run(folder, made := context(f"s{seed}", seed))
+        labels.append(load_split(made.root / "train").labels)
+    assert torch.equal(labels[0], labels[1])
+    assert set(labels[0][:6].tolist()) == {0, 1}
+    assert labels[0].tolist() != sorted(labels[0].tolist())
+
+
+def test_a_part_of_the_images_can_be_trained_on(pillow, folder, context):
+    outcome = run(folder, context("part"), train_images=6)
+    assert outcome.metrics == {"train_images": 6, "validation_images": 3, "test_images": 3}
+    labels = load_split(context("part").root / "train").labels
+    assert torch.bincount(labels).tolist() == [4, 2]
+    with pytest.raises(DataError, match="train_images is 13, but 12 are left"):
+        run(folder, context("more"), train_images=13)
 
 
 def test_a_folder_for_validation_is_taken(pillow, folder, context):

@@ -196,9 +196,59 @@ def test_everything_that_cannot_be_quantized_is_named_at_once() -> None:
         assert line in message
 
 
-def test_a_padded_shortcut_names_its_module_and_the_remedy() -> None:
-    with pytest.raises(UnsupportedError, match=r"layer2\.0\.shortcut\.getitem.*shortcut: projection"):
-        prepare(resnet(shortcut="pad"), torch.zeros(2, 1, 8, 8), QuantizationConfig())
+class Shortcut(nn.Module):
+    """Option A as people write it."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.stem, self.fc = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        if self.way == "sliced":
+            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2), "constant", 0)
+        elif self.way == "behind":
+            x = F.pad(x[:, :, ::2, ::3], (0, 0, 0, 0, 0, 4))
+        elif self.way == "padded":
+            x = F.pad(x, pad=(0, 0, 0, 0, 4, 0))
+        elif self.way == "ones":
+            x = F.pad(x, (0, 0, 0, 0, 4, 0), value=1.0)
+        elif self.way == "wider":
+            x = F.pad(x, (1, 1, 0, 0, 2, 2))
+        elif self.way == "first row":
+            x = F.pad(x[:, :, 1::2, ::2], (0, 0, 0, 0, 2, 2))
+        return self.fc(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("bits", [2, 8])
+@pytest.mark.parametrize("way", ["sliced", "behind", "padded"])
+def test_a_padded_shortcut_is_a_convolution_of_zeros_and_ones(way: str, bits: int) -> None:
+    torch.manual_seed(0)
+    network, x = Shortcut(way), torch.randn(16, 1, 8, 8)
+    prepared = prepare(network, x, QuantizationConfig(bits, 8))
+    layer = next(part for name, part in prepared.named_modules() if name.startswith("inserted.pad"))
+    values, steps, width = layer.integer_weight()
+    assert width == bits
+    real = values.float() * steps.view(-1, 1, 1, 1)
+    stored = F.relu(network.stem(x))
+    expected = {
+        "sliced": lambda: F.pad(stored[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2)),
+        "behind": lambda: F.pad(stored[:, :, ::2, ::3], (0, 0, 0, 0, 0, 4)),
+        "padded": lambda: F.pad(stored, (0, 0, 0, 0, 4, 0)),
+    }[way]()
+    torch.testing.assert_close(F.conv2d(stored, real, stride=layer.stride), expected)
+    with torch.no_grad(), calibrating(prepared):
+        prepared(x)
+    assert not layer.weight.requires_grad
+    prepared.eval()
+    assert compare(prepared, lower(prepared, (1, 8, 8), name="g"), x).worst[1] == 1.0
+
+
+@pytest.mark.parametrize("way", ["ones", "wider", "first row"])
+def test_other_pads_are_refused(way: str) -> None:
+    with pytest.raises(UnsupportedError, match=r"the operation 'pad'|no slice of channels"):
+        prepare(Shortcut(way), torch.zeros(2, 1, 8, 8), QuantizationConfig())
 
 
 def test_a_batch_norm_without_a_layer_of_its_own_is_named() -> None:

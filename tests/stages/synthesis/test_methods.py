@@ -15,11 +15,13 @@ from kdpipe.stages.training.ensemble import TeacherEnsemble
 from kdpipe.targets.errors import TrainingError
 
 SMALL = {"batch_size": 16, "latent": 6, "channels": 8}
+GENERATORS = [name for name in METHODS if name != "noise"]
 
 
 def build(name, teachers, seed=0, **change):
-    return MethodChoice(method=name, **{**SMALL, **change}), METHODS[name].build(
-        METHODS[name].parameters(**{**SMALL, **change}), teachers, seed
+    settings = {**(SMALL if name in GENERATORS else {"batch_size": 16}), **change}
+    return MethodChoice(method=name, **settings), METHODS[name].build(
+        METHODS[name].parameters(**settings), teachers, seed
     )
 
 
@@ -47,7 +49,7 @@ def test_a_step_changes_neither_teachers_nor_student(name, ensemble, student):
     for network, state in zip((ensemble, student), states, strict=True):
         assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
     assert ("adversarial" in step.terms) == (name in ("dfq", "fast"))
-    assert ("batch_norm" in step.terms) == (name != "dafl")
+    assert ("batch_norm" in step.terms) == (name not in ("dafl", "noise"))
     assert "adversarial" not in method.step(None).terms
 
 
@@ -64,7 +66,18 @@ def test_a_restored_method_goes_on_to_the_bit(name, ensemble, student):
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+def test_noise_is_standard_normal_and_new_each_time(ensemble):
+    _, method = build("noise", ensemble, batch_size=200)
+    step = method.step(None)
+    assert step.terms == {}
+    torch.testing.assert_close(step.logits, ensemble(step.images))
+    later = method.images(200)
+    assert not torch.equal(step.images, later)
+    assert abs(float(later.mean())) < 0.05
+    assert float(later.std()) == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("name", GENERATORS)
 def test_the_teachers_find_less_and_less_wrong(name, ensemble):
     _, method = build(name, ensemble, batch_size=64)
     first = method.step(None)
@@ -149,5 +162,7 @@ def test_methods_are_checked_where_they_stand():
     assert MethodChoice(method="fast", inner_steps=3).parameters.inner_steps == 3
     with pytest.raises(ValidationError, match="Did you mean fast"):
         MethodChoice(method="fsat")
+    with pytest.raises(ValidationError, match=r"unknown parameter of noise 'latent'"):
+        MethodChoice(method="noise", latent=3)
     with pytest.raises(ValidationError, match=r"unknown parameter of dafl 'inner_steps'"):
         MethodChoice(method="dafl", inner_steps=3)

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from kdpipe.stages.training.checkpoints import load_state, read_checkpoint, without_prefix
+from kdpipe.stages.training.checkpoints import load_state, read_checkpoint, rename_modules, without_prefix
 from kdpipe.targets.errors import NetworkError
 
 
@@ -41,6 +41,32 @@ def test_torch_files_with_wrappers_and_prefixes(tmp_path, content):
     state = read_checkpoint(path)
     assert set(state) == set(STATE)
     assert torch.equal(state["0.weight"], STATE["0.weight"])
+
+
+def test_modules_are_renamed_with_all_inside_them():
+    state = {"linear.weight": torch.ones(1), "linear.bias": torch.zeros(1), "linear2.weight": torch.zeros(2)}
+    renamed = rename_modules(state, {"linear": "head.fc"}, where="net.pt")
+    assert sorted(renamed) == ["head.fc.bias", "head.fc.weight", "linear2.weight"]
+    assert renamed["head.fc.weight"] is state["linear.weight"]
+    swapped = rename_modules(state, {"linear": "linear2", "linear2": "linear"}, where="net.pt")
+    assert torch.equal(swapped["linear.weight"], torch.zeros(2))
+    nested = rename_modules({"a.b.c": torch.ones(1), "a.d": torch.ones(1)}, {"a": "x", "a.b": "y"}, where="net.pt")
+    assert sorted(nested) == ["x.d", "y.c"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message", "remedy"),
+    [
+        ({"linaer": "fc"}, "no module 'linaer' to rename", "Did you mean linear?"),
+        ({"linear": "linear2"}, "two tensors of the checkpoint would be named 'linear2.weight'", None),
+    ],
+)
+def test_modules_that_cannot_be_renamed(names, message, remedy):
+    state = {"linear.weight": torch.ones(1), "linear2.weight": torch.ones(1)}
+    with pytest.raises(NetworkError, match=message) as caught:
+        rename_modules(state, names, where="net.pt")
+    assert caught.value.where == "net.pt"
+    assert caught.value.remedy == remedy
 
 
 def test_safetensors(tmp_path):
