@@ -65,6 +65,30 @@ class DsCnnArguments(ModelArguments):
     )
 
 
+class MobileNetV1Arguments(ModelArguments):
+    """Arguments of `mobilenet-v1` (see `kdpipe.models.mobilenet`)."""
+
+    width: float = Field(
+        default=0.25, gt=0, le=4, description="factor of the channels, which become multiples of 8", allow_inf_nan=False
+    )
+
+
+class MobileNetV2Arguments(ModelArguments):
+    """Arguments of `mobilenet-v2` (see `kdpipe.models.mobilenet`)."""
+
+    width: float = Field(
+        default=0.35, gt=0, le=4, description="factor of the channels, which become multiples of 8", allow_inf_nan=False
+    )
+
+
+class MlpArguments(ModelArguments):
+    """Arguments of `mlp`, linear layers one after the other (see `kdpipe.models.mlp`)."""
+
+    hidden: tuple[Annotated[int, Field(ge=1, le=8192)], ...] = Field(
+        default=(128, 128), max_length=32, description="outputs of every linear layer but the last"
+    )
+
+
 class ReusedClassifierArguments(ModelArguments):
     """Arguments of `reused-classifier` (see `kdpipe.models.reused_classifier`)."""
 

@@ -13,6 +13,9 @@ from kdpipe.models.arguments import (
     CnnArguments,
     DsCnnArguments,
     ExternalArguments,
+    MlpArguments,
+    MobileNetV1Arguments,
+    MobileNetV2Arguments,
     ModelArguments,
     ResNetArguments,
     ReusedClassifierArguments,
@@ -135,6 +138,31 @@ MODELS.register("ds-cnn")(
         "kdpipe.models.ds_cnn:DsCnn",
         DsCnnArguments,
         lambda arguments: "features",
+    )
+)
+
+MODELS.register("mobilenet-v1")(
+    ModelEntry(
+        "13 depthwise-separable blocks, and global mean (Howard et al. 2017)",
+        "kdpipe.models.mobilenet:MobileNetV1",
+        MobileNetV1Arguments,
+        lambda arguments: "features",
+    )
+)
+MODELS.register("mobilenet-v2")(
+    ModelEntry(
+        "17 inverted residuals, a 1x1 convolution, and global mean (Sandler et al. 2018)",
+        "kdpipe.models.mobilenet:MobileNetV2",
+        MobileNetV2Arguments,
+        lambda arguments: "features",
+    )
+)
+MODELS.register("mlp")(
+    ModelEntry(
+        "linear layers, each but the last with batch norm and ReLU; an autoencoder, with as many classes as features",
+        "kdpipe.models.mlp:Mlp",
+        MlpArguments,
+        None,
     )
 )
 

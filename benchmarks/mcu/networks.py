@@ -1,4 +1,4 @@
-"""Networks in the shapes of MLPerf Tiny, as integer graphs that look trained without having been."""
+"""Networks in the shapes of MLPerf Tiny and others, as integer graphs that look trained without having been."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ from kdpipe.targets.lower import lower
 NETWORKS = {
     "ResNet-8": ("resnet", {"depth": 8, "width": 16}, (3, 32, 32), 10),
     "DS-CNN": ("ds-cnn", {"kernel": (10, 4)}, (1, 49, 10), 12),
+    "MobileNetV1": ("mobilenet-v1", {"width": 0.25}, (3, 96, 96), 2),
+    "MobileNetV2": ("mobilenet-v2", {"width": 0.35}, (3, 96, 96), 2),
+    "Autoencoder": ("mlp", {"hidden": (128, 128, 128, 128, 8, 128, 128, 128, 128)}, (1, 5, 128), 640),
+    "Digits": ("resnet", {"depth": 8, "width": 8}, (1, 8, 8), 10),
 }
 """By name: the model, its arguments, the input's [C, H, W] and the number of classes."""
 
@@ -42,7 +46,7 @@ def make_network(
     torch.manual_seed(seed)
     network = MODELS[model].build(input_shape=shape, classes=classes, **arguments)
     for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, 0.0, 0.3)
     return network
