@@ -1,7 +1,10 @@
 """The table of networks in the shapes of MLPerf Tiny on an emulated Cortex-M4: `python benchmarks/mcu`.
 
 Every network is also compared with the integer reference, on the smallest and the largest input and on random ones: a
-row appears only if all outputs are equal to the bit.
+row of this project appears only if all outputs are equal to the bit.
+
+With `--generators PYTHON`, an interpreter that has bakenn and emx-onnx-cgen, what these generate for the networks of
+8 bits is built by the same compiler with the same flags, and run on the same emulator.
 """
 
 from __future__ import annotations
@@ -12,12 +15,14 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from generators import CMSIS_NN, GENERATORS, SECONDS_LIMIT, GeneratorError, measure_generated
 from networks import NETWORKS, make_graph, make_inputs
 
 from kdpipe.targets import reference
 from kdpipe.targets.c.generator import export
 from kdpipe.targets.devices import cortex_m
 from kdpipe.targets.devices.base import Measurement
+from kdpipe.targets.errors import DeviceError
 
 WIDTHS = {8: "8 bits", 4: "4 bits", 2: "ternary"}
 TARGETS = {
@@ -30,8 +35,9 @@ TARGETS = {
 }
 """Millions of instructions and of cycles, thousands of bytes of flash and of RAM: what the project set out to reach."""
 
+_COUNTED = 2
 HEAD = """\
-Emulated Cortex-M4; instructions exact, cycles by the static model of `targets/devices/cycle_model.py` without waiting.
+Emulated Cortex-M4; instructions exact (mean of the smallest input and a random one), cycles by the static model of `targets/devices/cycle_model.py` without waiting.
 KB = 1000 bytes. Flash: the whole firmware; RAM: arena, input, output, other data and the stack's high-water mark.
 Weights are drawn at random (seed {seed}) and never trained, those of the first and the last layer have 8 bits;
 activations have 8 bits; rounding single. Every output of {count} inputs equals the integer reference.
@@ -50,17 +56,35 @@ def measure(name: str, bits: int, core: str, seed: int, samples: int) -> Measure
     inputs = make_inputs(graph, samples, seed)
     with tempfile.TemporaryDirectory() as directory:
         export(graph, Path(directory), core)
-        measurement = cortex_m.create("cortex-m4").measure(Path(directory), inputs)
+        device = cortex_m.CortexM("cortex-m4", counted_samples=_COUNTED, seconds_limit=SECONDS_LIMIT)
+        measurement = device.measure(Path(directory), inputs)
     np.testing.assert_array_equal(measurement.outputs, reference.run(graph, inputs), err_msg=f"{name}, {bits} bits")
     return measurement
 
 
-def row(name: str, bits: int, core: str, found: Measurement) -> str:
+def row(name: str, width: str, sources: str, found: Measurement) -> str:
     """Return one line of the table."""
     counts = (found.instructions or 0, found.cycles or 0)
     sizes = (found.flash_bytes or 0, found.ram_bytes or 0)
     figures = [f"{count / 1e6:.2f}" for count in counts] + [f"{size / 1000:.1f}" for size in sizes]
-    return f"| {name} | {WIDTHS[bits]} | {core} | {' | '.join(figures)} |"
+    return f"| {name} | {width} | {sources} | {' | '.join(figures)} |"
+
+
+def print_generated(name: str, python: str, seed: int) -> None:
+    """Print the lines of other generators' code for a network of 8 bits, on one random input."""
+    graph = make_graph(name, 8, seed)
+    inputs = make_inputs(graph, 1, seed)[-1:]
+    for generator in GENERATORS:
+        with tempfile.TemporaryDirectory() as directory:
+            try:
+                found, difference = measure_generated(generator, python, graph, inputs, Path(directory))
+            except (GeneratorError, DeviceError) as error:
+                print(f"| {name} | 8 bits | {generator.title} | {' '.join(str(error).split())} | | | |", flush=True)
+                continue
+        equal = "equal" if difference == 0 else f"off by {difference}"
+        print(row(name, WIDTHS[8], f"{generator.title} ({equal})", found), flush=True)
+    if name in CMSIS_NN:
+        print(f"| {name} | 8 bits | CMSIS-NN, quoted | {' | '.join(map(str, CMSIS_NN[name]))} |", flush=True)
 
 
 def layer_table(title: str, found: Measurement) -> str:
@@ -79,19 +103,24 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the weights and inputs")
     parser.add_argument("--samples", type=int, default=2, help="random inputs, beside the two extreme ones")
     parser.add_argument("--cores", nargs="+", default=["generic", "cortex-m4"], help="what to write the sources for")
+    parser.add_argument("--widths", nargs="+", type=int, default=list(WIDTHS), choices=list(WIDTHS))
+    parser.add_argument("--generators", metavar="PYTHON", help="interpreter that has bakenn and emx-onnx-cgen")
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--layers", action="store_true", help="print what each layer takes, after the table")
     options = parser.parse_args(arguments)
     tables = []
     print(HEAD.format(seed=options.seed, count=options.samples + 2))
     for name in options.networks:
-        for bits, width in WIDTHS.items():
+        for bits, width in ((bits, WIDTHS[bits]) for bits in options.widths):
             for core in options.cores:
                 found = measure(name, bits, core, options.seed, options.samples)
-                print(row(name, bits, core, found), flush=True)
+                print(row(name, width, core, found), flush=True)
                 tables.append(layer_table(f"{name}, {width}, sources for {core}", found))
-            targets = " | ".join(f"≤ {target:g}" for target in TARGETS[name, bits])
-            print(f"| {name} | {width} | *target* | {targets} |", flush=True)
+            if (name, bits) in TARGETS:
+                targets = " | ".join(f"≤ {target:g}" for target in TARGETS[name, bits])
+                print(f"| {name} | {width} | *target* | {targets} |", flush=True)
+        if options.generators:
+            print_generated(name, options.generators, options.seed)
     if options.layers:
         print("\n".join(tables))
 

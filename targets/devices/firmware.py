@@ -53,7 +53,9 @@ class Firmware:
         return range(start, start + self.function_sizes.get(name, 0))
 
 
-def build_firmware(artifact: CArtifact, cpu: str, directory: Path, *, traced: bool = False) -> Firmware:
+def build_firmware(
+    artifact: CArtifact, cpu: str, directory: Path, *, traced: bool = False, stack_bytes: int = STACK_BYTES
+) -> Firmware:
     """Compile and link `artifact` with start-up code.
 
     Args:
@@ -61,6 +63,7 @@ def build_firmware(artifact: CArtifact, cpu: str, directory: Path, *, traced: bo
         cpu: as the compiler names it: "cortex_m4".
         directory: an empty directory for the build.
         traced: whether to call a function after each layer, with its number, output and size.
+        stack_bytes: size of the stack, a multiple of 8.
 
     Raises:
         DeviceError: the sources do not compile or do not fit.
@@ -68,6 +71,7 @@ def build_firmware(artifact: CArtifact, cpu: str, directory: Path, *, traced: bo
     """
     upper = artifact.name.upper()
     definitions = {
+        "FIRMWARE_STACK_BYTES": str(stack_bytes),
         "FIRMWARE_RUN": f"{artifact.name}_run",
         "FIRMWARE_INPUT_SIZE": f"{upper}_INPUT_SIZE",
         "FIRMWARE_OUTPUT_SIZE": f"{upper}_OUTPUT_SIZE",
