@@ -37,7 +37,8 @@ TARGETS = {
 
 _COUNTED = 2
 HEAD = """\
-Emulated Cortex-M4; instructions exact (mean of the smallest input and a random one), cycles by the static model of `targets/devices/cycle_model.py` without waiting.
+Emulated Cortex-M4; instructions exact (mean of the smallest input and a random one), cycles by the
+static model of `targets/devices/cycle_model.py` without waiting.
 KB = 1000 bytes. Flash: the whole firmware; RAM: arena, input, output, other data and the stack's high-water mark.
 Weights are drawn at random (seed {seed}) and never trained, those of the first and the last layer have 8 bits;
 activations have 8 bits; rounding single. Every output of {count} inputs equals the integer reference.
@@ -103,7 +104,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the weights and inputs")
     parser.add_argument("--samples", type=int, default=2, help="random inputs, beside the two extreme ones")
     parser.add_argument("--cores", nargs="+", default=["generic", "cortex-m4"], help="what to write the sources for")
-    parser.add_argument("--widths", nargs="+", type=int, default=list(WIDTHS), choices=list(WIDTHS))
+    parser.add_argument("--widths", nargs="*", type=int, default=list(WIDTHS), choices=list(WIDTHS))
     parser.add_argument("--generators", metavar="PYTHON", help="interpreter that has bakenn and emx-onnx-cgen")
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--layers", action="store_true", help="print what each layer takes, after the table")

@@ -134,7 +134,7 @@ GENERATORS = (
 
 
 CMSIS_NN = {"ResNet-8": (29.87, 36.3, 102.8, 52), "DS-CNN": (7.84, 9.34, 54.7, 17)}
-"""Quoted: CMSIS-NN of July 2026, compiled by gcc 12.2 at -O3, counted on the same emulator with the same cycle model."""
+"""Quoted: CMSIS-NN of July 2026 by gcc 12.2 at -O3, counted on the same emulator with the same cycle model."""
 
 
 class GeneratorError(Exception):

@@ -143,6 +143,8 @@ class CortexM:
     def _find_layer(self, sources: CArtifact, values: bytes) -> str | None:
         """Return the name of the layer in which the program stops on the input `values`, where it can be told."""
         finished: list[int] = []
+        if not sources.layers:
+            return None
         try:
             seconds = min(self.seconds_limit, _SECONDS_TO_FIND_LAYER)
             self._emulation(sources, seconds, traced=True).machine().run_traced(
