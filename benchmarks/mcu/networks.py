@@ -16,6 +16,7 @@ from kdpipe.stages.quantization.training import calibrate
 from kdpipe.targets.graph import IntegerGraph
 from kdpipe.targets.lower import lower
 
+_IMAGES = 64
 NETWORKS = {
     "ResNet-8": ("resnet", {"depth": 8, "width": 16}, (3, 32, 32), 10),
     "DS-CNN": ("ds-cnn", {"kernel": (10, 4)}, (1, 49, 10), 12),
@@ -26,14 +27,12 @@ NETWORKS = {
 }
 """By name: the model, its arguments, the input's [C, H, W] and the number of classes."""
 
-_IMAGES = 64
 
-
-def make_graph(name: str, weight_bits: int, seed: int = 0) -> IntegerGraph:
-    """Return a network of `NETWORKS`, quantized."""
+def make_graph(name: str, weight_bits: int, seed: int = 0, images: int = _IMAGES) -> IntegerGraph:
+    """Return a network of `NETWORKS`, quantized and calibrated on that many images of noise."""
     model, arguments, shape, classes = NETWORKS[name]
     network = make_network(model, arguments, shape, classes, seed)
-    return quantize(network, shape, weight_bits, name.lower().replace("-", "_"))
+    return quantize(network, shape, weight_bits, name.lower().replace("-", "_"), images)
 
 
 def make_network(

@@ -20,6 +20,7 @@ from kdpipe.targets.c.layers import OPERATORS as OPERATORS
 from kdpipe.targets.c.layers import lower_node
 from kdpipe.targets.c.layouts import NAMES as LAYOUTS
 from kdpipe.targets.c.layouts import NO_BENCH, SOURCES, is_program, layout_texts, source_root
+from kdpipe.targets.c.memory_plan import MemoryPlan
 from kdpipe.targets.c.packing import STORED_BITS, to_channels_last
 from kdpipe.targets.c.storage import INPUT, OUTPUT, Storage, assign_storage, flattened_shape, is_view, size_of
 from kdpipe.targets.errors import StorageError, UnsupportedError, UsageError, did_you_mean
@@ -158,9 +159,14 @@ def _program_texts(program: _Program, environment: Environment, values: dict[str
     return texts
 
 
+def arena_plan(graph: IntegerGraph, core: str = GENERIC) -> MemoryPlan:
+    """Return where the exported program keeps its tensors and scratch, without its input and output."""
+    return _plan(graph, core).storage.plan
+
+
 def arena_bytes(graph: IntegerGraph, core: str = GENERIC) -> int:
     """Return the bytes of working memory that the exported program needs, without its input and output."""
-    return _plan(graph, core).storage.plan.size
+    return arena_plan(graph, core).size
 
 
 def constant_bytes(graph: IntegerGraph, core: str = GENERIC) -> dict[str, int]:
