@@ -81,6 +81,22 @@ class MlpArguments(ModelArguments):
     batch_norm: bool = Field(default=True, description="behind each hidden layer")
 
 
+class MobileNetV1Arguments(ModelArguments):
+    """Arguments of `mobilenet-v1` (see `kdpipe.models.mobilenet`)."""
+
+    width: float = Field(
+        default=0.25, gt=0, le=4, description="factor of the channels, which become multiples of 8", allow_inf_nan=False
+    )
+
+
+class MobileNetV2Arguments(ModelArguments):
+    """Arguments of `mobilenet-v2` (see `kdpipe.models.mobilenet`)."""
+
+    width: float = Field(
+        default=0.35, gt=0, le=4, description="factor of the channels, which become multiples of 8", allow_inf_nan=False
+    )
+
+
 class ReusedClassifierArguments(ModelArguments):
     """Arguments of `reused-classifier` (see `kdpipe.models.reused_classifier`)."""
 

@@ -15,6 +15,8 @@ from kdpipe.models.arguments import (
     ExternalArguments,
     LeNetArguments,
     MlpArguments,
+    MobileNetV1Arguments,
+    MobileNetV2Arguments,
     ModelArguments,
     ResNetArguments,
     ReusedClassifierArguments,
@@ -148,7 +150,30 @@ MODELS.register("lenet")(
         lambda arguments: "features",
     )
 )
-MODELS.register("mlp")(ModelEntry("linear layers with ReLU between them", "kdpipe.models.mlp:Mlp", MlpArguments, None))
+MODELS.register("mlp")(
+    ModelEntry(
+        "linear layers with ReLU between them; an autoencoder, with as many classes as features",
+        "kdpipe.models.mlp:Mlp",
+        MlpArguments,
+        None,
+    )
+)
+MODELS.register("mobilenet-v1")(
+    ModelEntry(
+        "13 depthwise-separable blocks, and global mean (Howard et al. 2017)",
+        "kdpipe.models.mobilenet:MobileNetV1",
+        MobileNetV1Arguments,
+        lambda arguments: "features",
+    )
+)
+MODELS.register("mobilenet-v2")(
+    ModelEntry(
+        "17 inverted residuals, a 1x1 convolution, and global mean (Sandler et al. 2018)",
+        "kdpipe.models.mobilenet:MobileNetV2",
+        MobileNetV2Arguments,
+        lambda arguments: "features",
+    )
+)
 MODELS.register("reused-classifier")(
     ModelEntry(
         "a small network that ends in the teacher's classifier, through a projector; for simkd",

@@ -55,7 +55,7 @@ def build_reused_classifier(
     if not isinstance(pool, nn.AdaptiveAvgPool2d) or not isinstance(last, nn.Linear):
         raise NetworkError(
             f"{backbone['model']!r} can't be a backbone of reused-classifier",
-            remedy="Use resnet, cnn or ds-cnn, which end in a global mean and one linear layer",
+            remedy="Use resnet, cnn, ds-cnn or a mobilenet, which end in a global mean and one linear layer",
         )
     projector = make_projector(last.in_features, channels, max(1, channels // reduction))
     initialize_convolutions(projector)

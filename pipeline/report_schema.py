@@ -143,6 +143,25 @@ class LayerReport(_Strict):
     live_bytes: int = Field(ge=0, description="of the arena, while it runs")
 
 
+class BufferReport(_Strict):
+    """A piece of an arena; `first` and `last` are numbers of layers."""
+
+    name: str
+    offset: int = Field(ge=0)
+    bytes: int = Field(ge=0)
+    first: int = Field(ge=0)
+    last: int = Field(ge=0)
+
+
+class ArenaReport(_Strict):
+    """How a C program uses its working memory."""
+
+    bytes: int = Field(ge=0)
+    lower_bound: int = Field(ge=0, description="bytes that live at once in the fullest layer")
+    buffers: list[BufferReport]
+    layers: list[str] = Field(description="names of the layers, by number")
+
+
 class GateReport(_Strict):
     """A limit, and the value that was found; `value` is null when there is none, and `reason` says why."""
 
@@ -171,6 +190,7 @@ class TargetFindings(_Strict):
     parity: ParityReport | None
     clock: ClockReport | None = Field(description="that latency_ms was estimated with; null where it was measured")
     layers: list[LayerReport] | None
+    arena: ArenaReport | None
     board: str | None
     limits: dict[str, float] = Field(description="gates that the board sets")
 

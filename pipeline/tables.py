@@ -187,6 +187,11 @@ def print_export(directory: Path, files: Sequence[Path]) -> None:
     table.add_row(Text("size"), Text(f"{total:.1f} KiB in {len(sizes)} file{'s' * (len(sizes) > 1)}"))
     table.add_row(Text("weights alone"), Text(weights_in_words(artifact.weight_bytes)))
     table.add_row(Text("stored at"), Text(widths or "-"))
+    if artifact.target == "c":
+        from kdpipe.targets.devices.c_artifact import load_arena
+
+        arena = load_arena(directory)
+        table.add_row(Text("arena"), Text(f"{arena.bytes:,} bytes; {arena.lower_bound:,} live at once"))
     _print(table)
 
 

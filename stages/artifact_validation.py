@@ -29,6 +29,7 @@ from kdpipe.stages.quantized_artifact import (
 from kdpipe.stages.training.device import limited_threads
 from kdpipe.stages.training.ensemble import TeacherEnsemble
 from kdpipe.targets.devices.base import Device
+from kdpipe.targets.devices.c_artifact import load_arena
 from kdpipe.targets.devices.formats import format_of, refuse_format
 from kdpipe.targets.devices.registry import DEVICES
 from kdpipe.targets.devices.session import BATCH, THREADS, measure_session
@@ -131,6 +132,7 @@ def _validate_quantized(
         latency_ms=_latency([clock.milliseconds(c) for c in measured.sample_cycles] if clock else measured.latency_ms),
         clock=asdict(clock) if clock and measured.sample_cycles else None,
         layers=tuple(asdict(layer) for layer in measured.layers) if measured.layers is not None else None,
+        arena=asdict(load_arena(quantized.path)) if quantized.format == "c" else None,
         instructions=measured.instructions,
         cycles=measured.cycles,
         flash_bytes=measured.flash_bytes,

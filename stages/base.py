@@ -156,6 +156,7 @@ class TargetRecord:
         clock: {"mhz", "wait_state_factor"} that latency_ms was estimated with, or None.
         layers: what each layer takes, in the order of execution: {"name", "instructions", "cycles", "constant_bytes",
             "live_bytes"}, as kdpipe.targets.devices.base.LayerCost; or None.
+        arena: how a C program uses its working memory, as kdpipe.targets.devices.c_artifact.Arena; or None.
         board: a name of `kdpipe ls boards`, if one was named.
         limits: of the board, as gates by their names.
         parity: {"max_step_difference", "top1_agreement", "first_divergent_layer", "layers"} against the integer
@@ -178,6 +179,7 @@ class TargetRecord:
     parity: Mapping[str, Any] | None = None
     clock: Mapping[str, float] | None = None
     layers: tuple[Mapping[str, Any], ...] | None = None
+    arena: Mapping[str, Any] | None = None
     board: str | None = None
     limits: Mapping[str, float] = field(default_factory=dict)
     weight_bytes: Mapping[str, int] | None = None

@@ -1,4 +1,4 @@
-"""Networks in the shapes of MLPerf Tiny, as integer graphs that look trained without having been."""
+"""Networks in the shapes of MLPerf Tiny and others, as integer graphs that look trained without having been."""
 
 from __future__ import annotations
 
@@ -16,20 +16,23 @@ from kdpipe.stages.quantization.training import calibrate
 from kdpipe.targets.graph import IntegerGraph
 from kdpipe.targets.lower import lower
 
+_IMAGES = 64
 NETWORKS = {
     "ResNet-8": ("resnet", {"depth": 8, "width": 16}, (3, 32, 32), 10),
     "DS-CNN": ("ds-cnn", {"kernel": (10, 4)}, (1, 49, 10), 12),
+    "MobileNetV1": ("mobilenet-v1", {"width": 0.25}, (3, 96, 96), 2),
+    "MobileNetV2": ("mobilenet-v2", {"width": 0.35}, (3, 96, 96), 2),
+    "Autoencoder": ("mlp", {"hidden": (128, 128, 128, 128, 8, 128, 128, 128, 128)}, (1, 5, 128), 640),
+    "Digits": ("resnet", {"depth": 8, "width": 8}, (1, 8, 8), 10),
 }
 """By name: the model, its arguments, the input's [C, H, W] and the number of classes."""
 
-_IMAGES = 64
 
-
-def make_graph(name: str, weight_bits: int, seed: int = 0) -> IntegerGraph:
-    """Return a network of `NETWORKS`, quantized."""
+def make_graph(name: str, weight_bits: int, seed: int = 0, images: int = _IMAGES) -> IntegerGraph:
+    """Return a network of `NETWORKS`, quantized and calibrated on that many images of noise."""
     model, arguments, shape, classes = NETWORKS[name]
     network = make_network(model, arguments, shape, classes, seed)
-    return quantize(network, shape, weight_bits, name.lower().replace("-", "_"))
+    return quantize(network, shape, weight_bits, name.lower().replace("-", "_"), images)
 
 
 def make_network(
@@ -42,7 +45,7 @@ def make_network(
     torch.manual_seed(seed)
     network = MODELS[model].build(input_shape=shape, classes=classes, **arguments)
     for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, 0.0, 0.3)
     return network

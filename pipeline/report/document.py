@@ -151,6 +151,25 @@ class Layer(_Entry):
     live_bytes: float
 
 
+class ArenaBuffer(_Entry):
+    """A piece of an arena, and the layers in whose time it is needed."""
+
+    name: str
+    offset: int
+    bytes: int
+    first: int
+    last: int
+
+
+class Arena(_Entry):
+    """How a C program uses its working memory."""
+
+    bytes: int
+    lower_bound: int
+    buffers: list[ArenaBuffer]
+    layers: list[str]
+
+
 class MeasuredLayer(_Entry):
     """What one layer took on a board."""
 
@@ -195,6 +214,7 @@ class Target(_Entry):
     parity: Parity | None = None
     clock: Clock | None = None
     layers: list[Layer] | None = None
+    arena: Arena | None = None
     board: str | None = None
     measured: Measured | None = None
     gates: list[Gate] = Field(default_factory=list)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from kdpipe.pipeline.report import curves, dag, figures, gates, heatmap
+from kdpipe.pipeline.report import curves, dag, figures, gates, heatmap, memory
 from kdpipe.pipeline.report.difference_view import difference_tables
-from kdpipe.pipeline.report.document import Report, StageEntry
+from kdpipe.pipeline.report.document import Arena, Report, StageEntry, Target
 from kdpipe.pipeline.report.formatting import DASH, duration, figure, percent, plural, points, size
 from kdpipe.pipeline.report.matrix_view import MatrixView, matrix_view
 from kdpipe.pipeline.report.svg import picture
@@ -78,6 +78,7 @@ class Page:
     parity: Table | None
     differences: tuple[tuple[str, Table], ...]
     layers: tuple[tuple[str, Table], ...]
+    memory: tuple[Picture, ...]
     stages: tuple[StageView, ...] = field(default_factory=tuple)
 
     @property
@@ -106,6 +107,7 @@ def page(report: Report, folder: Path) -> Page:
         parity=parity_table(report.targets),
         layers=tuple((target.name, table) for target in report.targets if (table := layers_table(target))),
         differences=difference_tables(report.targets),
+        memory=memory_plans(report.targets),
         stages=stage_views(report.stages, folder),
     )
 
@@ -267,6 +269,20 @@ def stage_views(stages: Sequence[StageEntry], folder: Path) -> tuple[StageView, 
             )
         )
     return tuple(views)
+
+
+def memory_plans(targets: Sequence[Target]) -> tuple[Picture, ...]:
+    """Return the arenas of the targets that have one, drawn once where several validations run the same program."""
+    plans: dict[str, tuple[Arena, list[str]]] = {}
+    for target in targets:
+        if target.arena is not None:
+            plans.setdefault(target.arena.model_dump_json(), (target.arena, []))[1].append(target.name)
+    pictures = []
+    for arena, names in plans.values():
+        caption = f"{', '.join(names)}: {arena.bytes:,} bytes, {arena.lower_bound:,} live at once"
+        if (drawing := memory.chart(caption, arena)) is not None:
+            pictures.append(Picture(caption, drawing))
+    return tuple(pictures)
 
 
 def stage_heat_maps(stage: StageEntry) -> tuple[Picture, ...]:

@@ -21,6 +21,7 @@ from kdpipe.targets.c.layers import OPERATORS as OPERATORS
 from kdpipe.targets.c.layers import lower_node
 from kdpipe.targets.c.layouts import NAMES as LAYOUTS
 from kdpipe.targets.c.layouts import NO_BENCH, SOURCES, is_program, layout_texts, source_root
+from kdpipe.targets.c.memory_plan import MemoryPlan
 from kdpipe.targets.c.packing import STORED_BITS, to_channels_last
 from kdpipe.targets.c.storage import INPUT, OUTPUT, Storage, assign_storage, flattened_shape, is_view, size_of
 from kdpipe.targets.errors import StorageError, UnsupportedError, UsageError, did_you_mean
@@ -160,9 +161,14 @@ def _program_texts(program: _Program, environment: Environment, values: dict[str
     return texts
 
 
+def arena_plan(graph: IntegerGraph, core: str = GENERIC) -> MemoryPlan:
+    """Return where the exported program keeps its tensors and scratch, without its input and output."""
+    return _plan(graph, core).storage.plan
+
+
 def arena_bytes(graph: IntegerGraph, core: str = GENERIC) -> int:
     """Return the bytes of working memory that the exported program needs, without its input and output."""
-    return _plan(graph, core).storage.plan.size
+    return arena_plan(graph, core).size
 
 
 def constant_bytes(graph: IntegerGraph, core: str = GENERIC) -> dict[str, int]:
@@ -231,6 +237,8 @@ def _template_values(program: _Program) -> dict[str, Any]:
         "layers": [_readme_row(program, node.name) for node in graph.nodes],
         "constant_bytes": sum(array.nbytes for layer in program.layers.values() for array in layer.arrays.values()),
         "arena_size": program.storage.plan.size,
+        "arena_bound": program.storage.plan.lower_bound,
+        "buffers": _buffers(program.storage.plan),
         "input_size": size_of(graph.input.shape),
         "output_size": size_of(graph.output.shape),
         "count": len(golden.inputs),
@@ -363,9 +371,9 @@ def _layers_json(program: _Program) -> str:
 
     `channels_last` is the [C, H, W] in whose [H, W, C] order the values lie, or null where they are in order. `call` is
     whether it calls a kernel, `constant_bytes` what its constants take in flash, `live_bytes` what lives in the arena
-    while it runs.
+    while it runs. `arena` has where each buffer lies, in bytes, and the layers in whose time it is needed, by number.
     """
-    graph = program.graph
+    graph, plan = program.graph, program.storage.plan
     entries = []
     for index, node in enumerate(graph.nodes):
         shape = node.output.shape
@@ -379,7 +387,21 @@ def _layers_json(program: _Program) -> str:
                 "channels_last": last,
                 "call": layer is not None,
                 "constant_bytes": sum(array.nbytes for array in layer.arrays.values()) if layer else 0,
-                "live_bytes": program.storage.plan.live_bytes(index),
+                "live_bytes": plan.live_bytes(index),
             }
         )
-    return json.dumps({"format": 1, "layers": entries}, indent=1) + "\n"
+    arena = {"bytes": plan.size, "lower_bound": plan.lower_bound, "buffers": _buffers(plan)}
+    return json.dumps({"format": 1, "layers": entries, "arena": arena}, indent=1) + "\n"
+
+
+def _buffers(plan: MemoryPlan) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": buffer.name,
+            "offset": plan.offsets[buffer.name],
+            "bytes": buffer.size,
+            "first": buffer.first,
+            "last": buffer.last,
+        }
+        for buffer in plan.buffers
+    ]

@@ -17,7 +17,7 @@ class Storage:
     """Memory of every tensor and of every layer's scratch.
 
     Args:
-        place: by tensor, `INPUT`, `OUTPUT` or the name of an arena buffer. Tensors may share one.
+        place: by tensor, `INPUT`, `OUTPUT` or the name of an arena buffer. A view shares that of its input.
         scratch: by node, the name of its scratch buffer, for those that have one.
         views: nodes that only give their input's memory another name.
         plan: the arena.
@@ -71,8 +71,8 @@ def assign_storage(
         in_place: names of further nodes whose kernel may write over its input.
 
     Returns:
-        Where everything lies. Elementwise operations and those in `in_place` overwrite an input that nothing reads
-        later.
+        Where everything lies. Elementwise operations and those in `in_place` may write where an input begins that
+        nothing reads later.
     """
     views = frozenset(node.name for node in graph.nodes if is_view(graph, node))
     root = {graph.input_name: graph.input_name}
@@ -80,7 +80,7 @@ def assign_storage(
         root[node.name] = root[node.inputs[0]] if node.name in views else node.name
     last_read = _last_reads(graph, root)
     place = {graph.input_name: INPUT}
-    lifetimes: dict[str, Buffer] = {}
+    buffers: list[Buffer] = []
     for step, node in enumerate(graph.nodes):
         name = node.name
         if root[name] != name:
@@ -89,21 +89,17 @@ def assign_storage(
             place[name] = OUTPUT
             continue
         may_overwrite = isinstance(node.op, Add | Lookup | Mul | Requantize | Softmax) or name in in_place
-        reused = _dying_input(node, step, root, last_read, place) if may_overwrite else None
-        place[name] = reused or f"tensor {name}"
-        size = size_of(node.output.shape)
-        first = step
-        if reused:
-            first = lifetimes[reused].first
-            size = max(size, lifetimes[reused].size)
-        lifetimes[place[name]] = Buffer(place[name], size, first, max(step, last_read.get(name, step)))
+        over = _dying_inputs(node, step, root, last_read, place) if may_overwrite else ()
+        place[name] = f"tensor {name}"
+        last = max(step, last_read.get(name, step))
+        buffers.append(Buffer(place[name], size_of(node.output.shape), step, last, over))
     scratch = {}
     for step, node in enumerate(graph.nodes):
         if scratch_sizes.get(node.name, 0) > 0:
             scratch[node.name] = f"scratch {node.name}"
-            lifetimes[scratch[node.name]] = Buffer(scratch[node.name], scratch_sizes[node.name], step, step)
+            buffers.append(Buffer(scratch[node.name], scratch_sizes[node.name], step, step))
     place.update({name: place[root[name]] for name in views})
-    return Storage(place, scratch, views, plan_memory(list(lifetimes.values())))
+    return Storage(place, scratch, views, plan_memory(buffers))
 
 
 def _last_reads(graph: IntegerGraph, root: Mapping[str, str]) -> dict[str, int]:
@@ -114,13 +110,11 @@ def _last_reads(graph: IntegerGraph, root: Mapping[str, str]) -> dict[str, int]:
     return last
 
 
-def _dying_input(
+def _dying_inputs(
     node: Node, step: int, root: Mapping[str, str], last_read: Mapping[str, int], place: Mapping[str, str]
-) -> str | None:
-    """Return the arena buffer of an input that nothing reads after `node`, or None."""
-    # The second factor of a Mul may be smaller than the output; everything else has its size.
-    for name in node.inputs[:1] if isinstance(node.op, Mul) else node.inputs:
-        buffer = place[root[name]]
-        if last_read[root[name]] == step and buffer not in (INPUT, OUTPUT):
-            return buffer
-    return None
+) -> tuple[str, ...]:
+    """Return the arena buffers of inputs that nothing reads after `node`."""
+    # The second factor of a Mul is read again for every position where it has one number a channel.
+    names = node.inputs[:1] if isinstance(node.op, Mul) else node.inputs
+    dying = (place[root[name]] for name in names if last_read[root[name]] == step)
+    return tuple(dict.fromkeys(buffer for buffer in dying if buffer not in (INPUT, OUTPUT)))

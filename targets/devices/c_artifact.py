@@ -50,6 +50,42 @@ class ProgramLayer:
 
 
 @dataclass(frozen=True)
+class ArenaBuffer:
+    """A piece of the arena.
+
+    Args:
+        name: of its tensor or scratch.
+        offset: its first byte.
+        bytes: its size.
+        first: the number of the layer that writes it.
+        last: the number of the last layer that reads it.
+    """
+
+    name: str
+    offset: int
+    bytes: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Arena:
+    """Working memory of the generated program, without its input and output.
+
+    Args:
+        bytes: its size.
+        lower_bound: bytes that live at once in the fullest layer.
+        buffers: what lies in it.
+        layers: names of the layers, by number.
+    """
+
+    bytes: int
+    lower_bound: int
+    buffers: tuple[ArenaBuffer, ...]
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class CArtifact:
     """A directory of C sources, read and checked.
 
@@ -157,6 +193,29 @@ def load_c_artifact(directory: Path, core: str) -> CArtifact:
     return CArtifact(directory, sources, described.name, *shapes, layers, FEATURES[built_for])
 
 
+def load_arena(directory: Path) -> Arena:
+    """Read how the C export in `directory` uses its memory.
+
+    Raises:
+        ArtifactError: it does not tell.
+    """
+    path = directory / LAYERS_FILE
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        arena = document["arena"]
+        return Arena(
+            int(arena["bytes"]),
+            int(arena["lower_bound"]),
+            tuple(
+                ArenaBuffer(str(buffer["name"]), *(int(buffer[key]) for key in ("offset", "bytes", "first", "last")))
+                for buffer in arena["buffers"]
+            ),
+            tuple(str(layer["name"]) for layer in document["layers"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _unreadable(path, error) from None
+
+
 def _load_layers(path: Path) -> tuple[ProgramLayer, ...]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -172,6 +231,8 @@ def _load_layers(path: Path) -> tuple[ProgramLayer, ...]:
             for layer in document["layers"]
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(
-            f"not a readable list of layers ({error})", where=str(path), remedy="Export it again"
-        ) from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> ArtifactError:
+    return ArtifactError(f"not a readable list of layers ({error})", where=str(path), remedy="Export it again")

@@ -52,6 +52,7 @@ class CortexM:
         instruction_limit: how many instructions a counted inference may take before it is given up as not returning.
         seconds_limit: how long any inference may take on the wall clock.
         workers: processes that share the inputs.
+        stack_bytes: size of the stack, a multiple of 8.
     """
 
     core: str
@@ -59,6 +60,7 @@ class CortexM:
     instruction_limit: int = 2_000_000_000
     seconds_limit: float = 120.0
     workers: int = 1
+    stack_bytes: int = STACK_BYTES
 
     @property
     def formats(self) -> tuple[str, ...]:
@@ -73,7 +75,12 @@ class CortexM:
         Flash is code, constants and initial data of the whole firmware, RAM its static data (the arena, the input and
         the output among it) and the stack's high-water mark.
         """
-        sources = load_c_artifact(artifact, self.core)
+        return self.measure_sources(load_c_artifact(artifact, self.core), inputs, progress)
+
+    def measure_sources(
+        self, sources: CArtifact, inputs: NDArray[np.int8], progress: Callable[[int, int], None] | None = None
+    ) -> Measurement:
+        """Do what `measure` does with sources that need not be an export of this project."""
         packed = sources.pack_inputs(inputs)
         count = len(packed)
         counted = {int(index) for index in np.linspace(0, count - 1, min(count, self.counted_samples))}
@@ -81,7 +88,7 @@ class CortexM:
         runs = run_samples(emulation, packed, counted=counted, workers=self.workers, progress=progress)
         if isinstance(runs, Fault):
             layer = self._find_layer(sources, packed[runs.sample].tobytes())
-            raise _device_error(runs.reason, runs.address, emulation.firmware, f"sample {runs.sample}", layer)
+            raise self._error(runs.reason, runs.address, emulation.firmware, f"sample {runs.sample}", layer)
         firmware = emulation.firmware
         mean = mean_cost(runs.costs)
         return Measurement(
@@ -113,14 +120,16 @@ class CortexM:
             except MachineFaultError as fault:
                 layer = sources.layers[len(layers)].name if len(layers) < len(sources.layers) else None
                 where = f"sample {index}"
-                raise _device_error(fault.reason, fault.address, emulation.firmware, where, layer) from None
+                raise self._error(fault.reason, fault.address, emulation.firmware, where, layer) from None
             recorded.append(layers)
         return sources.unpack_trace(recorded)
 
     def _emulation(self, sources: CArtifact, seconds_limit: float, *, traced: bool = False) -> Emulation:
         compiler_name, emulator_name = CORES[self.core]
         with tempfile.TemporaryDirectory(prefix="kdpipe-", ignore_cleanup_errors=True) as directory:
-            firmware = build_firmware(sources, compiler_name, Path(directory), traced=traced)
+            firmware = build_firmware(
+                sources, compiler_name, Path(directory), traced=traced, stack_bytes=self.stack_bytes
+            )
         return Emulation(
             firmware,
             self.core,
@@ -134,6 +143,8 @@ class CortexM:
     def _find_layer(self, sources: CArtifact, values: bytes) -> str | None:
         """Return the name of the layer in which the program stops on the input `values`, where it can be told."""
         finished: list[int] = []
+        if not sources.layers:
+            return None
         try:
             seconds = min(self.seconds_limit, _SECONDS_TO_FIND_LAYER)
             self._emulation(sources, seconds, traced=True).machine().run_traced(
@@ -146,6 +157,15 @@ class CortexM:
             pass
         return None
 
+    def _error(self, reason: str, address: int, firmware: Firmware, sample: str, layer: str | None) -> DeviceError:
+        function = firmware.function_at(address)
+        inside = f" in {function}" if function else ""
+        return DeviceError(
+            f"the firmware stopped at {address:#010x}{inside}: {reason}",
+            where=f"{sample}, layer {layer}" if layer else sample,
+            remedy=f"The exported C sources are damaged, or need more than the {self.stack_bytes // 1024} KiB of stack",
+        )
+
 
 def _layer_costs(layers: Sequence[ProgramLayer], mean: Cost) -> tuple[LayerCost, ...] | None:
     """Return what each layer that calls a kernel takes, or None where the compiler left another number of calls."""
@@ -155,14 +175,4 @@ def _layer_costs(layers: Sequence[ProgramLayer], mean: Cost) -> tuple[LayerCost,
     return tuple(
         LayerCost(layer.name, cost.instructions, cost.cycles, layer.constant_bytes, layer.live_bytes)
         for layer, cost in zip(called, mean.calls, strict=True)
-    )
-
-
-def _device_error(reason: str, address: int, firmware: Firmware, sample: str, layer: str | None) -> DeviceError:
-    function = firmware.function_at(address)
-    inside = f" in {function}" if function else ""
-    return DeviceError(
-        f"the firmware stopped at {address:#010x}{inside}: {reason}",
-        where=f"{sample}, layer {layer}" if layer else sample,
-        remedy=f"The exported C sources are damaged, or need more than the {STACK_BYTES // 1024} KiB of stack",
     )

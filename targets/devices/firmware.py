@@ -57,7 +57,9 @@ class Firmware:
         return range(start, start + self.function_sizes.get(name, 0))
 
 
-def build_firmware(artifact: CArtifact, cpu: str, directory: Path, *, traced: bool = False) -> Firmware:
+def build_firmware(
+    artifact: CArtifact, cpu: str, directory: Path, *, traced: bool = False, stack_bytes: int = STACK_BYTES
+) -> Firmware:
     """Compile and link `artifact` with start-up code.
 
     Args:
@@ -65,13 +67,14 @@ def build_firmware(artifact: CArtifact, cpu: str, directory: Path, *, traced: bo
         cpu: as the compiler names it: "cortex_m4".
         directory: an empty directory for the build.
         traced: whether to call a function after each layer, with its number, output and size.
+        stack_bytes: size of the stack, a multiple of 8.
 
     Raises:
         DeviceError: the sources do not compile or do not fit.
         MissingDependencyError: ziglang or pyelftools is not installed.
     """
     compiler = [*zig_compiler(), "-target", "thumb-freestanding-eabi", f"-mcpu={cpu}"]
-    return link_firmware(artifact, compiler, directory, traced=traced)
+    return link_firmware(artifact, compiler, directory, traced=traced, stack_bytes=stack_bytes)
 
 
 def link_firmware(
@@ -82,6 +85,7 @@ def link_firmware(
     traced: bool = False,
     memories: tuple[range, range] | None = None,
     semihosting: bool = False,
+    stack_bytes: int = STACK_BYTES,
 ) -> Firmware:
     """As `build_firmware`, with any compiler and for any machine; leaves firmware.elf in `directory`.
 
@@ -92,9 +96,11 @@ def link_firmware(
         traced: whether to call a function after each layer, with its number, output and size.
         memories: addresses of the machine's flash and RAM, or None for roomy ones.
         semihosting: whether the firmware reads its inputs and writes its outputs by itself.
+        stack_bytes: size of the stack, a multiple of 8.
     """
     upper = artifact.name.upper()
     definitions = {
+        "FIRMWARE_STACK_BYTES": str(stack_bytes),
         "FIRMWARE_RUN": f"{artifact.name}_run",
         "FIRMWARE_INPUT_SIZE": f"{upper}_INPUT_SIZE",
         "FIRMWARE_OUTPUT_SIZE": f"{upper}_OUTPUT_SIZE",

@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from kdpipe.models.choice import ModelChoice
 from kdpipe.models.generator import Generator
+from kdpipe.models.mobilenet import scaled_channels
 from kdpipe.models.registry import MODELS
 from kdpipe.targets.errors import NetworkError
 
@@ -19,6 +20,8 @@ SMALL = {
     "ds-cnn": {"width": 8, "blocks": 2},
     "lenet": {"channels": (2, 3, 4), "hidden": 6, "batch_norm": True},
     "mlp": {"hidden": (5,)},
+    "mobilenet-v1": {"width": 0.1},
+    "mobilenet-v2": {"width": 0.1},
     "reused-classifier": {"backbone": {"model": "cnn", "channels": (4, 8)}, "channels": 12},
 }
 
@@ -91,6 +94,41 @@ def test_ds_cnn_has_the_layers_of_mlperf_tiny():
     assert sum(m.weight.numel() for m in convolutions) == 2560 + 4 * (576 + 4096)
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "shape", "classes", "parameters"),
+    [
+        # 470,072 are trained with 1000 classes (Keras' MobileNet with alpha 0.25)
+        ("mobilenet-v1", {"width": 0.25}, (3, 96, 96), 2, 213_586),
+        # torchvision's mobilenet_v2 with width_mult 0.35
+        ("mobilenet-v2", {"width": 0.35}, (3, 96, 96), 2, 398_690),
+        ("mobilenet-v2", {"width": 1.0}, (3, 96, 96), 1000, 3_504_872),
+        # MLPerf Tiny's anomaly detection: nine layers with batch norm, and one without
+        (
+            "mlp",
+            {"hidden": (128, 128, 128, 128, 8, 128, 128, 128, 128)},
+            (1, 5, 128),
+            640,
+            2 * 640 * 128 + 640 + 6 * 128 * 128 + 2 * 128 * 8 + 2 * (8 * 128 + 8),
+        ),
+    ],
+)
+def test_networks_of_the_papers_have_their_parameters(name, arguments, shape, classes, parameters):
+    network = MODELS[name].build(input_shape=shape, classes=classes, **arguments)
+    assert sum(p.numel() for p in network.parameters()) == parameters
+
+
+def test_channels_of_a_mobilenet_are_multiples_of_8():
+    assert [scaled_channels(channels, 0.35) for channels in (16, 24, 32, 64, 96, 160, 320)] == [
+        8,
+        8,
+        16,
+        24,
+        32,
+        56,
+        112,
+    ]
+
+
 def test_pad_shortcut_appends_zero_channels():
     network = MODELS["resnet"].build(input_shape=(1, 8, 8), classes=2, depth=8, width=4, shortcut="pad")
     x = torch.randn(1, 4, 8, 8)
@@ -112,6 +150,8 @@ def test_pad_shortcut_appends_zero_channels():
         ("ds-cnn", {}, (1, 1, 8), "too small"),
         ("reused-classifier", {"backbone": {"model": "renset"}}, (1, 8, 8), "Did you mean resnet?"),
         ("reused-classifier", {"backbone": {"model": "resnet", "dept": 8}}, (1, 8, 8), "Did you mean depth?"),
+        ("mobilenet-v1", {"width": 0}, (1, 8, 8), "width"),
+        ("mlp", {"hidden": (0,)}, (1, 8, 8), "hidden"),
         ("cnn", {}, (0, 8, 8), "needs an image"),
     ],
 )

@@ -4,8 +4,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from kdpipe.pipeline.report import bars, curves, dag, heatmap, scales, scatter, svg
+from kdpipe.pipeline.report import bars, curves, dag, heatmap, memory, scales, scatter, svg
 from kdpipe.pipeline.report.dag import Node
+from kdpipe.pipeline.report.document import Arena
 
 
 def parse(drawing):
@@ -245,3 +246,31 @@ def test_a_heat_map_over_decades_tells_small_values_apart():
 def test_a_heat_map_survives_what_is_odd(rows, columns, values):
     root = parse(heatmap.chart("odd", rows, columns, values, ["note"], [(9, 9)]))
     assert all(0 <= float(item.get("fill-opacity")) <= heatmap.STRONGEST for item in root.iter("rect"))
+
+
+def test_a_memory_plan_has_a_rectangle_for_each_buffer():
+    arena = Arena.model_validate(
+        {
+            "bytes": 40,
+            "lower_bound": 32,
+            "layers": ["conv", "fc"],
+            "buffers": [
+                {"name": "tensor <conv>", "offset": 0, "bytes": 20, "first": 0, "last": 1},
+                {"name": "scratch fc", "offset": 20, "bytes": 20, "first": 1, "last": 1},
+            ],
+        }
+    )
+    first, second = parse(memory.chart("a plan", arena)).iter("rect")
+    assert first[0].text == "tensor <conv>: bytes 0 to 20, conv to fc"
+    assert second.get("class") == "buffer is-scratch"
+    # the first is twice as long, and lies below
+    assert float(first.get("width")) == pytest.approx(2 * float(second.get("width")) + memory.GAP)
+    assert float(first.get("y")) > float(second.get("y"))
+
+
+@pytest.mark.parametrize("change", [{"bytes": 0}, {"layers": []}, {"buffers": []}])
+def test_there_is_no_drawing_of_an_empty_plan(change):
+    buffer = {"name": "a", "offset": 0, "bytes": 4, "first": 0, "last": 9}
+    plan = {"bytes": 4, "lower_bound": 4, "layers": ["conv"], "buffers": [buffer]}
+    assert memory.chart("a plan", Arena.model_validate(plan)) is not None
+    assert memory.chart("a plan", Arena.model_validate(plan | change)) is None

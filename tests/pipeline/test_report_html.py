@@ -193,6 +193,8 @@ def test_hostile_text_stays_text_wherever_it_stands():
         HOSTILE: {"rows": [HOSTILE], "columns": [HOSTILE], "values": [[1.0]], "notes": [HOSTILE], "marked": [[0, 0]]}
     }
     report["stages"][1]["error"] = {"message": HOSTILE}
+    buffer = {"name": HOSTILE, "offset": 0, "bytes": 4, "first": 0, "last": 0}
+    report["targets"][0]["arena"] = {"bytes": 4, "lower_bound": 4, "buffers": [buffer], "layers": [HOSTILE]}
     text = render_html(report, SAMPLES)
     page = Page(text)
     assert page.all("script") == []

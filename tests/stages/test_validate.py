@@ -303,6 +303,8 @@ def test_limits_on_the_command_line(graph, split: Path, tmp_path: Path, capsys: 
         "latency_ms": 1000,
     }
     assert found["clock"] == {"mhz": 120, "wait_state_factor": 1.29}
+    assert found["arena"]["lower_bound"] <= found["arena"]["bytes"] < found["ram_bytes"]
+    assert max(buffer["last"] for buffer in found["arena"]["buffers"]) < len(found["arena"]["layers"])
     assert found["latency_ms"]["median"] == pytest.approx(found["cycles"] * 1.29 / 120e3, rel=0.05)
     code, text = kdpipe("--device", "cortex-m4", "--flash-kib", "1", "--ram-kib", "0.5", "--clock-mhz", "1")
     assert code == 1

@@ -1,9 +1,9 @@
 /* Start-up code and the loop of a firmware that does nothing but infer. The emulator plays the part of the hardware: it
  * fills firmware_input, calls firmware_infer and reads firmware_output.
  *
- * The build defines FIRMWARE_RUN, FIRMWARE_INPUT_SIZE, FIRMWARE_OUTPUT_SIZE and, to look at every layer,
- * FIRMWARE_TRACE: the names that model.h gives them; FIRMWARE_FPU where the kernels use the registers of the
- * floating-point unit; FIRMWARE_SEMIHOSTING where semihosting.c takes the place of an emulator that looks inside.
+ * The build defines FIRMWARE_STACK_BYTES, a multiple of 8, FIRMWARE_RUN, FIRMWARE_INPUT_SIZE, FIRMWARE_OUTPUT_SIZE and, to
+ * look at every layer, FIRMWARE_TRACE: the names that model.h gives them; FIRMWARE_FPU where the kernels use the registers
+ * of the floating-point unit; FIRMWARE_SEMIHOSTING where semihosting.c takes the place of an emulator that looks inside.
  */
 #include <stdint.h>
 #include <string.h>
@@ -13,8 +13,10 @@
 extern uint8_t firmware_data_load[], firmware_data_start[], firmware_data_end[];
 extern uint8_t firmware_bss_start[], firmware_bss_end[], firmware_stack_top[];
 
-__attribute__((used)) int8_t firmware_input[FIRMWARE_INPUT_SIZE];
-__attribute__((used)) int8_t firmware_output[FIRMWARE_OUTPUT_SIZE];
+__attribute__((used, aligned(8), section(".bss.firmware_stack"))) uint8_t firmware_stack[FIRMWARE_STACK_BYTES];
+/* Aligned as any type may be: programs of others take numbers that are wider than bytes. */
+__attribute__((used, aligned(8))) int8_t firmware_input[FIRMWARE_INPUT_SIZE];
+__attribute__((used, aligned(8))) int8_t firmware_output[FIRMWARE_OUTPUT_SIZE];
 
 __attribute__((used, noinline)) int firmware_infer(void)
 {

@@ -21,6 +21,7 @@ START = """
 #include <string.h>
 extern char firmware_bss_start[], firmware_bss_end[], firmware_stack_top[];
 int main(void);
+__attribute__((used, aligned(8), section(".bss.firmware_stack"))) char firmware_stack[16384];
 __attribute__((used, retain)) char firmware_input[4], firmware_output[4];
 __attribute__((used)) int firmware_infer(void) { return main(); }
 __attribute__((used, noinline)) void firmware_idle(void) { for (;;) { __asm__ volatile("nop"); } }
