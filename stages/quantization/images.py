@@ -80,7 +80,7 @@ def load_images(
         DataError: the images or the teachers don't fit the network, or a loss needs teachers and there are none.
     """
     images, labels, logits = store_images(samples, space)
-    _check_fit(images.given, space)
+    _check_fit(images.given, space, "images")
     augment = augmentation(shift, flip, fill=images.black)
     if asked_by is None:
         return QuantizationImages(images, labels, augment, None, None)
@@ -105,12 +105,12 @@ def _load_teachers(artifact: Artifact | None, space: ImageSpace, device: torch.d
     if artifact is None:
         return None
     ensemble = load_teachers(artifact)
-    _check_fit(ensemble.space, space)
+    _check_fit(ensemble.space, space, "teachers")
     return ensemble.to(device, memory_format=torch.channels_last)
 
 
-def _check_fit(found: ImageSpace, space: ImageSpace) -> None:
+def _check_fit(found: ImageSpace, space: ImageSpace, what: str) -> None:
     if found.shape != space.shape:
-        raise DataError(f"images of shape {list(found.shape)} for a network that takes {list(space.shape)}")
+        raise DataError(f"{what} of shape {list(found.shape)} for a network that takes {list(space.shape)}")
     if len(found.classes) != len(space.classes):
-        raise DataError(f"{len(found.classes)} classes of images for a network with {len(space.classes)}")
+        raise DataError(f"{what} with {len(found.classes)} classes for a network with {len(space.classes)}")

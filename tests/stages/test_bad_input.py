@@ -102,13 +102,6 @@ CASES = {
         {"others": {**TEACHERS, "lr": 100, "weight_decay": 1, "schedule": "constant", "epochs": 30}},
         ["others: members.0 (cnn): the loss term 'cross_entropy' is", "Lower the learning rate"],
     ),
-    "a student that cannot be quantized": (
-        {
-            "student": {**STUDENT, "model": {"model": "resnet", "depth": 8, "width": 4, "shortcut": "pad"}},
-            "quantized": QUANTIZED,
-        },
-        ["quantized: ", "layer2.0.shortcut", "projection"],
-    ),
 }
 
 
