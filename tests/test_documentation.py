@@ -53,7 +53,7 @@ def as_id(value):
 def test_every_command_of_the_documents_is_of_a_known_kind():
     kinds = {words[0] for _, words in commands()}
     assert {"kdpipe", "make"} <= kinds
-    assert kinds <= {"kdpipe", "make", "pip", "python", "."}
+    assert kinds <= {"kdpipe", "make", "pip", "pytest", "python", "."}
 
 
 def usage_problem(command, context, words):
@@ -91,6 +91,8 @@ def test_kdpipe_command_parses(path, words):
 def test_cheap_kdpipe_command_runs(path, words, tmp_path):
     if "pipeline.yaml" in words:
         shutil.copy(ROOT / "pipeline.yaml", tmp_path)
+    if any(word.startswith("examples/") for word in words):
+        shutil.copytree(ROOT / "examples", tmp_path / "examples")
     executable = shutil.which("kdpipe", path=str(Path(sys.executable).parent))
     assert executable is not None, "kdpipe is not installed beside this Python"
     done = subprocess.run(
@@ -98,6 +100,13 @@ def test_cheap_kdpipe_command_runs(path, words, tmp_path):
     )
     assert done.returncode == 0, f"{path}: {done.stderr or done.stdout}"
     assert done.stdout.strip()
+
+
+@pytest.mark.parametrize(("path", "words"), starting_with("pytest"), ids=as_id)
+def test_pytest_command_finds_tests(path, words):
+    command = [sys.executable, "-m", *words, "--collect-only", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=False)
+    assert done.returncode == 0, f"{path}: {done.stderr or done.stdout}"
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

@@ -214,7 +214,8 @@ class Compilers:
         sources = [directory / "model.c", *([directory / "kernels" / "rows.S"] if rows else [])]
         sources.append(self._compiled_kernels(core, graphs[0].rounding, config))
         shapes = (sizes["BATCH_INPUT_SIZE"],), (recorded,)
-        return Batch(CArtifact(directory, tuple(sources), "batch", *shapes, ()), tuple(layers))
+        needs = FEATURES.get(core, frozenset())
+        return Batch(CArtifact(directory, tuple(sources), "batch", *shapes, (), needs), tuple(layers))
 
     def _compiled_kernels(self, core: str, rounding: str, config: str) -> Path:
         if (core, rounding) not in self._kernels:
