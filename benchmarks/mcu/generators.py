@@ -177,7 +177,7 @@ def measure_generated(
     (written / "model.c").write_text(generator.adapter)
     (written / "math.h").write_text(_MATH_H)
     sources = tuple(sorted(written.glob("*.c")))
-    program = CArtifact(written, sources, "bench", (sizes["INPUT"],), (sizes["OUTPUT"],), ())
+    program = CArtifact(written, sources, "bench", (sizes["INPUT"],), (sizes["OUTPUT"],), (), frozenset())
     stack = _STACK_BYTES if generator.is_float else 0x4000
     found = CortexM("cortex-m4", stack_bytes=stack, counted_samples=1, seconds_limit=SECONDS_LIMIT).measure_sources(
         program, given
