@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kdpipe.targets.c.cores import FEATURES
+from kdpipe.targets.c.cores import DSP, FEATURES, THUMB
 from kdpipe.targets.c.generator import LAYERS_FILE, render
 from kdpipe.targets.c.packing import to_channels_first, to_channels_last
 from kdpipe.targets.devices import firmware
@@ -178,7 +178,7 @@ class Compilers:
             texts = {path: text for path, text in texts.items() if not path.startswith("portable/")}
             # What is in assembly and not among the kernels is written for a layer.
             assembly = {Path(path) for path in texts if path.endswith(".S")}
-            functions = sorted(path.stem for path in assembly if not (KERNELS / "cortex_m4" / path.name).exists())
+            functions = sorted(path.stem for path in assembly if not any(KERNELS.glob(f"*/{path.name}")))
             rows += [_assembly(texts, function, name, len(rows) + place) for place, function in enumerate(functions)]
             texts = {path: _renamed(text, functions, name) for path, text in texts.items()}
             parts.append(_program(texts, name))
@@ -258,8 +258,14 @@ class ProgramError(Exception):
     """The program for this machine failed; has what a sanitizer said."""
 
 
+_FOLDERS = {THUMB: "armv6m", DSP: "cortex_m4"}
+"""Of kernels, by the feature of a core that they are for."""
+
+
 def _copy_kernels(core: str, directory: Path, config: str, pattern: str) -> None:
-    for folder in ("", "cortex_m4") if FEATURES.get(core) else ("",):
+    features = FEATURES.get(core, frozenset())
+    folders = ("", *(folder for feature, folder in _FOLDERS.items() if feature in features))
+    for folder in folders:
         for path in (KERNELS / folder).glob(pattern):
             shutil.copy(path, directory / path.name)
     (directory / "kernel_config.h").write_text(config)
