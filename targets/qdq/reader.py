@@ -398,11 +398,6 @@ class Reader:
         return unique
 
 
-def _identifier(name: str) -> str:
-    characters = re.sub(r"\W", "_", name, flags=re.ASCII) or "network"
-    return f"_{characters}" if characters[0].isdigit() else characters
-
-
 def _rounding(text: str | None) -> Rounding:
     return "tflite" if text == "tflite" else "single" if text == "single" else DEFAULT_ROUNDING
 
