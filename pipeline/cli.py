@@ -3,12 +3,44 @@
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
+from kdpipe.pipeline.cli_options import (
+    AccuracyLimit,
+    BaselineOption,
+    BenchLogsOption,
+    BenchOption,
+    BoardOption,
+    BoardsOption,
+    ClockOption,
+    CoreOption,
+    DataOption,
+    DebugOption,
+    DeviceOption,
+    FlashLimit,
+    ForceOption,
+    IoOption,
+    JsonOption,
+    LatencyLimit,
+    LayoutOption,
+    Listing,
+    MaxStepsOption,
+    OnlyOption,
+    OutOption,
+    PipelineFile,
+    RamLimit,
+    ReferenceOption,
+    SamplesOption,
+    SetOption,
+    StoreOption,
+    Target,
+    WaitStateOption,
+    WeightsOption,
+    WorkersOption,
+)
 from kdpipe.pipeline.cli_words import spread_names
 from kdpipe.pipeline.exit_codes import GATE_FAILED, exit_codes
 
@@ -20,83 +52,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-class Target(StrEnum):
-    """The formats of `kdpipe export`."""
-
-    ONNX = "onnx"
-    OPENVINO = "openvino"
-    TFLITE = "tflite"
-    C = "c"
-
-
-class Core(StrEnum):
-    """What C sources can be written for."""
-
-    GENERIC = "generic"
-    CORTEX_M0PLUS = "cortex-m0plus"
-    CORTEX_M3 = "cortex-m3"
-    CORTEX_M4 = "cortex-m4"
-    CORTEX_M7 = "cortex-m7"
-    CORTEX_M33 = "cortex-m33"
-    CORTEX_M55 = "cortex-m55"
-
-
-class Weights(StrEnum):
-    """How exported files store weights of fewer than 8 bits."""
-
-    PACKED = "packed"
-    INT8 = "int8"
-
-
-class Layout(StrEnum):
-    """How exported C sources are arranged."""
-
-    SOURCES = "sources"
-    ARDUINO = "arduino"
-    ZEPHYR = "zephyr"
-
-
-class Elements(StrEnum):
-    """What an exported file's input and output can be of."""
-
-    INT8 = "int8"
-    FLOAT32 = "float32"
-
-
-class Listing(StrEnum):
-    """What `kdpipe ls` lists."""
-
-    STAGES = "stages"
-    MODELS = "models"
-    TARGETS = "targets"
-    OPS = "ops"
-    DEVICES = "devices"
-    BOARDS = "boards"
-    LOSSES = "losses"
-    DATA = "data"
-
-
-PipelineFile = Annotated[Path, typer.Argument(metavar="FILE", help="The pipeline file, such as pipeline.yaml.")]
-SetOption = Annotated[
-    Optional[list[str]],  # noqa: UP045 - typer before 0.16 reads no other form
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a value, such as stages.student.epochs=3. Repeatable."),
-]
-OnlyOption = Annotated[
-    Optional[list[str]],  # noqa: UP045
-    typer.Option("--only", metavar="STAGE...", help="Only these stages and what they need."),
-]
-ForceOption = Annotated[
-    Optional[list[str]],  # noqa: UP045
-    typer.Option("--force", metavar="STAGE...", help="Run these stages whatever the store holds."),
-]
-StoreOption = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option("--store", metavar="DIR", help="Where artifacts are kept. [default: $KDPIPE_STORE or .kdpipe/store]"),
-]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def main() -> None:
@@ -125,10 +80,7 @@ def root(
 def run(
     file: PipelineFile,
     overrides: SetOption = None,
-    out: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--out", metavar="DIR", help="Where the report and the exports go. [default: runs/NAME]"),
-    ] = None,
+    out: OutOption = None,
     only: OnlyOption = None,
     force: ForceOption = None,
     store: StoreOption = None,
@@ -160,7 +112,7 @@ def plan(
     """Show what would run, what is cached, and why. Runs nothing."""
     with exit_codes(debug):
         from kdpipe.pipeline.plan import make_plan
-        from kdpipe.pipeline.spec import load_spec
+        from kdpipe.pipeline.spec_file import load_spec
         from kdpipe.pipeline.store import Store, default_root
         from kdpipe.pipeline.tables import print_json, print_plan
 
@@ -190,25 +142,11 @@ def export(
         Path, typer.Argument(metavar="MODEL", help="A quantized model: runs/NAME/model, or a QDQ ONNX file.")
     ],
     directory: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where the files go.")],
-    core: Annotated[
-        Optional[Core],  # noqa: UP045
-        typer.Option("--core", help="c: what the sources are for. [default: generic]"),
-    ] = None,
-    weights: Annotated[
-        Optional[Weights],  # noqa: UP045
-        typer.Option("--weights", help="onnx, tflite: how weights of 2 to 4 bits are stored. [default: packed]"),
-    ] = None,
-    io: Annotated[
-        Optional[Elements],  # noqa: UP045
-        typer.Option("--io", help="tflite: the elements of the file's input and output. [default: int8]"),
-    ] = None,
-    layout: Annotated[
-        Optional[Layout],  # noqa: UP045
-        typer.Option("--layout", help="c: how the files are arranged. [default: sources]"),
-    ] = None,
-    bench: Annotated[
-        bool, typer.Option("--bench", help="c: write a program too that prints each layer's cycles on a board.")
-    ] = False,
+    core: CoreOption = None,
+    weights: WeightsOption = None,
+    io: IoOption = None,
+    layout: LayoutOption = None,
+    bench: BenchOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Write a quantized model for one target."""
@@ -227,56 +165,20 @@ def export(
 @app.command()
 def validate(
     artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An exported model, or a quantized one.")],
-    data: Annotated[str, typer.Option("--data", help="A data source such as digits or digits.test, or a directory.")],
-    device: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--device", help="Where to run it: see `kdpipe ls devices`. [default: the board's core, or host]"),
-    ] = None,
-    board: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--board", help="The board to estimate for: see `kdpipe ls boards`. Its memories are limits."),
-    ] = None,
-    boards: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--boards", metavar="FILE", help="Further boards, in the form of boards.toml."),
-    ] = None,
-    clock_mhz: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option("--clock-mhz", min=1e-3, help="The core's clock, by which cycles become a latency."),
-    ] = None,
-    wait_state_factor: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option("--wait-state-factor", min=1.0, help="How many times as long as the cycle model says."),
-    ] = None,
-    reference: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--reference", metavar="MODEL", help="The quantized model or QDQ ONNX file to compare with."),
-    ] = None,
-    baseline: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--baseline", metavar="NETWORK", help="The network whose accuracy to compare with."),
-    ] = None,
-    samples: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option("--samples", min=1, help="How many images to run. [default: all]"),
-    ] = None,
-    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes that share an emulator's images.")] = 1,
-    flash_kib: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option("--flash-kib", min=0, help="The most flash, in KiB: exit code 1 beyond, as for all limits."),
-    ] = None,
-    ram_kib: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option("--ram-kib", min=0, help="The most RAM, stack included, in KiB."),
-    ] = None,
-    latency_ms: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option("--latency-ms", min=0, help="The longest median latency, in ms."),
-    ] = None,
-    accuracy: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option("--accuracy", min=0, max=1, help="The least accuracy, a fraction."),
-    ] = None,
+    data: DataOption,
+    device: DeviceOption = None,
+    board: BoardOption = None,
+    boards: BoardsOption = None,
+    clock_mhz: ClockOption = None,
+    wait_state_factor: WaitStateOption = None,
+    reference: ReferenceOption = None,
+    baseline: BaselineOption = None,
+    samples: SamplesOption = None,
+    workers: WorkersOption = 1,
+    flash_kib: FlashLimit = None,
+    ram_kib: RamLimit = None,
+    latency_ms: LatencyLimit = None,
+    accuracy: AccuracyLimit = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -313,19 +215,11 @@ def validate(
 def diff(
     first: Annotated[Path, typer.Argument(metavar="A", help="An export, a quantized model, or a network.")],
     second: Annotated[Path, typer.Argument(metavar="B", help="Another form of the same network.")],
-    data: Annotated[str, typer.Option("--data", help="A data source such as digits or digits.test, or a directory.")],
+    data: DataOption,
     device: Annotated[str, typer.Option("--device", help="Where to run B: see `kdpipe ls devices`.")] = "host",
     first_device: Annotated[str, typer.Option("--device-a", help="Where to run A.")] = "host",
-    samples: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option("--samples", min=1, help="How many images to run. [default: 32]"),
-    ] = None,
-    max_steps: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(
-            "--max-steps", min=0, help="By how many steps a layer may differ. [default: as the formats' rounding may]"
-        ),
-    ] = None,
+    samples: SamplesOption = None,
+    max_steps: MaxStepsOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -357,10 +251,7 @@ def diff(
 @app.command()
 def report(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder: runs/NAME.")],
-    bench: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option("--bench", metavar="VALIDATION=LOG", help="What a bench printed on a board; repeatable."),
-    ] = None,
+    bench: BenchLogsOption = None,
 ) -> None:
     """Rebuild report.html and junit.xml from report.json, and print the summary."""
     with exit_codes():

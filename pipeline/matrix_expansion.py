@@ -11,25 +11,23 @@ import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kdpipe.pipeline.gates import GATES
 from kdpipe.pipeline.matrix import Cell, Matrix, Variant, variant_name
 from kdpipe.pipeline.matrix_section import KEY, Section, Value
 from kdpipe.pipeline.problems import KeyPath, Problem
 from kdpipe.pipeline.references import Reference
+from kdpipe.pipeline.spec import Spec, StageSpec
 from kdpipe.pipeline.yaml_source import Document
 from kdpipe.targets.errors import did_you_mean
-
-if TYPE_CHECKING:
-    from kdpipe.pipeline.spec import Spec, StageSpec
 
 MAX_NAME = 180
 """Characters of a stage's name: it becomes the name of files."""
 FURTHER_FIGURES = ("instructions", "seconds")
 """Figures that can be shown beside those that gates limit."""
 
-Check = Callable[[Document], "Spec | None"]
+Check = Callable[[Document], Spec | None]
 Choice = tuple[tuple[int, ...], int | None]
 """A cell: the index of its value on each axis, and its seed."""
 

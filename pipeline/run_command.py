@@ -13,7 +13,7 @@ from kdpipe.pipeline.exit_codes import TERMINATED, Terminated
 from kdpipe.pipeline.pipeline_run import run_pipeline
 from kdpipe.pipeline.progress import progress_sink
 from kdpipe.pipeline.runner import RunResult
-from kdpipe.pipeline.spec import load_spec
+from kdpipe.pipeline.spec_file import load_spec
 from kdpipe.pipeline.storage import storage_errors
 from kdpipe.pipeline.store import Store, default_root
 from kdpipe.stages.registry import STAGES, StageRegistry

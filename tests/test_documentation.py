@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from kdpipe.pipeline.gates import GATES
-from kdpipe.pipeline.spec import TOP_KEYS, load_spec
+from kdpipe.pipeline.spec import TOP_KEYS
+from kdpipe.pipeline.spec_file import load_spec
 from kdpipe.stages.registry import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from kdpipe.pipeline.spec import Spec, load_spec
+from kdpipe.pipeline.spec import Spec
+from kdpipe.pipeline.spec_file import load_spec
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
 VARIANTS = ".variants.yaml"

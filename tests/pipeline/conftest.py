@@ -18,7 +18,8 @@ from kdpipe.pipeline.events import Event
 from kdpipe.pipeline.pipeline_run import run_pipeline
 from kdpipe.pipeline.plan import Step, make_plan
 from kdpipe.pipeline.runner import RunResult
-from kdpipe.pipeline.spec import Spec, load_spec
+from kdpipe.pipeline.spec import Spec
+from kdpipe.pipeline.spec_file import load_spec
 from kdpipe.pipeline.store import Store
 
 PIPELINE = """\

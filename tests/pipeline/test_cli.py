@@ -69,7 +69,7 @@ def test_help_and_version_load_nothing_heavy(tmp_path: Path) -> None:
 
 def test_planning_loads_no_torch(tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom pathlib import Path\nfrom kdpipe.pipeline.spec import load_spec\n"
+        "import sys\nfrom pathlib import Path\nfrom kdpipe.pipeline.spec_file import load_spec\n"
         "from kdpipe.pipeline.plan import make_plan\nfrom kdpipe.pipeline.store import Store\n"
         f"make_plan(load_spec(Path({str(ROOT / 'pipeline.yaml')!r})), Store(Path('store')))\n"
         "heavy = {'torch', 'sklearn', 'onnx', 'onnxruntime', 'openvino', 'jinja2'} & set(sys.modules)\n"

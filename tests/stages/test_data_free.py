@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kdpipe.pipeline.spec import load_spec
+from kdpipe.pipeline.spec_file import load_spec
 
 PIPELINE = Path(__file__).parents[2] / "pipeline.yaml"
 

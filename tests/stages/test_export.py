@@ -10,7 +10,8 @@ import torch
 from pydantic import ValidationError
 
 from kdpipe.models.registry import MODELS
-from kdpipe.pipeline.cli import Core, Elements, Weights, main
+from kdpipe.pipeline.cli import main
+from kdpipe.pipeline.cli_options import Core, Elements, Weights
 from kdpipe.pipeline.store import describe_outputs
 from kdpipe.pipeline.tables import weights_in_words
 from kdpipe.stages import export

@@ -9,7 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from kdpipe.pipeline.spec import load_spec
+from kdpipe.pipeline.spec_file import load_spec
 from kdpipe.stages import teachers
 from kdpipe.stages.artifacts import load_network, load_split, save_split
 from kdpipe.stages.base import Artifact

@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from kdpipe.pipeline.problems import SpecError
-from kdpipe.pipeline.spec import load_spec
+from kdpipe.pipeline.spec_file import load_spec
 from kdpipe.stages.artifacts import (
     NetworkDescription,
     Samples,

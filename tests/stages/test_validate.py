@@ -11,7 +11,7 @@ import torch
 
 from kdpipe.pipeline.cli import app
 from kdpipe.pipeline.problems import SpecError
-from kdpipe.pipeline.spec import load_spec
+from kdpipe.pipeline.spec_file import load_spec
 from kdpipe.stages import validate
 from kdpipe.stages.artifacts import (
     ImageSpace,

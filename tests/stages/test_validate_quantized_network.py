@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kdpipe.pipeline.problems import SpecError
-from kdpipe.pipeline.spec import load_spec
+from kdpipe.pipeline.spec_file import load_spec
 from kdpipe.stages.artifacts import NetworkDescription, build_network, save_network, save_split
 from kdpipe.stages.base import Artifact
 from kdpipe.stages.quantize import STAGE as QUANTIZE
