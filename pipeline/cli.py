@@ -249,6 +249,27 @@ def diff(
 
 
 @app.command()
+def clean(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="The pipelines whose artifacts stay.")],
+    delete: Annotated[bool, typer.Option("--delete", help="Remove it. Without, it is only counted.")] = False,
+    store: StoreOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Remove from the store what none of these pipelines needs, such as the artifacts of earlier parameters."""
+    with exit_codes(debug):
+        from kdpipe.pipeline.clean_command import plan_cleaning
+        from kdpipe.pipeline.store import Store, default_root
+        from kdpipe.pipeline.tables import print_cleaning
+
+        opened = Store(store or default_root())
+        cleaning = plan_cleaning(files, opened)
+        if delete:
+            opened.clean()
+            opened.remove(cleaning.removed)
+        print_cleaning(cleaning, done=delete)
+
+
+@app.command()
 def report(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder: runs/NAME.")],
     bench: BenchLogsOption = None,

@@ -19,7 +19,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -155,12 +155,7 @@ class Store:
             try:
                 verify_outputs(directory, read_manifest(directory))
             except ArtifactError:
-                # Renamed first: half a removal must not look like an execution.
-                doomed = self.root / "temporary" / f"discarded-{secrets.token_hex(8)}"
-                with storage_errors(directory, "write"):
-                    doomed.parent.mkdir(parents=True, exist_ok=True)
-                    directory.rename(doomed)
-                remove_tree(doomed)
+                self._remove(directory)
 
     @contextmanager
     def workplace(self) -> Iterator[Path]:
@@ -248,6 +243,37 @@ class Store:
                     lock.release()
             for directory in temporary.glob("discarded-*"):
                 remove_tree(directory)
+
+    def executions(self) -> Iterator[Path]:
+        """Yield the directories of all finished executions."""
+        with storage_errors(self.root, "read"):
+            yield from sorted((self.root / "executions").glob("*/*/*"))
+
+    def remove(self, executions: Iterable[Path]) -> None:
+        """Remove executions, for good.
+
+        Raises:
+            StorageError: a stage is running that uses this store, perhaps what these hold.
+        """
+        temporary = self.root / "temporary"
+        with storage_errors(temporary, "write"):
+            for lock_file in temporary.glob("*.lock"):
+                lock = FileLock(lock_file)
+                if not lock.acquire():
+                    raise StorageError(
+                        "a run that uses this store is under way", where=str(self.root), remedy="Wait for its end"
+                    )
+                lock.release()
+        for directory in executions:
+            self._remove(directory)
+
+    def _remove(self, directory: Path) -> None:
+        # Renamed first: half a removal must not look like an execution.
+        doomed = self.root / "temporary" / f"discarded-{secrets.token_hex(8)}"
+        with storage_errors(directory, "write"):
+            doomed.parent.mkdir(parents=True, exist_ok=True)
+            directory.rename(doomed)
+        remove_tree(doomed)
 
     def _clean_scratch(self) -> None:
         folder = self.root / "scratch"

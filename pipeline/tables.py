@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from kdpipe.pipeline.clean_command import Cleaning
 from kdpipe.pipeline.doctor import Finding
 from kdpipe.pipeline.listing import Row, shown
 from kdpipe.pipeline.matrix import Matrix
@@ -41,6 +42,16 @@ def print_plan(steps: Sequence[Step], matrix: Matrix | None = None) -> None:
     if matrix is not None:
         _print(Text(matrix.size()))
     _print(Text(f"{to_run} of {len(steps)} stages to run" if to_run else "Nothing to run: every stage is cached"))
+
+
+def print_cleaning(cleaning: Cleaning, *, done: bool) -> None:
+    """Print what a cleaning of the store removes, or has removed."""
+    size = f"{plural(len(cleaning.removed), 'execution')}, {cleaning.bytes / 2**20:.1f} MiB"
+    if not cleaning.removed:
+        told = "Nothing to remove"
+    else:
+        told = f"Removed {size}" if done else f"{size} can go: add --delete"
+    _print(Text(f"{told}. {plural(cleaning.kept, 'execution')} needed"))
 
 
 def print_rows(rows: Sequence[Row]) -> None:
