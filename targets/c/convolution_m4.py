@@ -85,6 +85,7 @@ def conv8(graph: IntegerGraph, node: Node) -> Layer | None:
             *(columns, column_step, phases, phase_words, pair_words, len(pairs)),
         ],
         packed=packed,
+        rows=(-(-out_positions // out_width), in_height),
         scratch=4 * ring_words + (16 * pixel_pairs if stored == 4 else 0) + _ALIGNMENT_SLACK,
         in_place=stays_behind(graph, node, out_width if is_line else 0),
         constants={
@@ -142,6 +143,7 @@ def conv8_flat(graph: IntegerGraph, node: Node) -> Layer | None:
             *(halves, 1, 1, 0, 0, copies),
         ],
         packed=packed,
+        rows=(out_height, in_height),
         scratch=2 * kernel_height * copies * halves + _ALIGNMENT_SLACK,
         in_place=stays_behind(graph, node),
         constants={
@@ -209,6 +211,7 @@ def _layer(
     files: tuple[str, ...],
     geometry: list[int],
     packed: np.ndarray[tuple[int], np.dtype[np.uint32]],
+    rows: tuple[int, int],
     scratch: int,
     in_place: bool,
     constants: dict[str, int | str],
@@ -221,8 +224,8 @@ def _layer(
     requantization = requantize_quads(graph, node, stored)
     if requantization is None:
         return None
-    rows = convolution_rows(op.weight.values).astype(np.int64)
-    starts = quad_starts(op.bias.astype(np.int64) - source.zero_point * rows.sum(axis=1), stored)
+    sums = convolution_rows(op.weight.values).astype(np.int64).sum(axis=1)
+    starts = quad_starts(op.bias.astype(np.int64) - source.zero_point * sums, stored)
     factors = requantization.parameters.reshape(len(starts) // 4, 4, -1)[:, REQUANTIZED_ORDER[stored]]
     parameters = np.concatenate([starts.reshape(-1, 4), factors.reshape(len(factors), -1)], axis=1).reshape(-1)
     constants = {
@@ -240,7 +243,7 @@ def _layer(
         node=node,
         kernel=kernel,
         header="conv8.h",
-        files=(*(f"cortex_m4/{name}" for name in (*files, "conv8.h", "dsp.h", "conv8.inc")),),
+        files=(*(f"cortex_m4/{name}" for name in (*files, "conv8.h", "dsp.h", "conv8.inc")), "rows.h"),
         struct="kdp_conv8",
         fields=[*geometry, "@weights", "@parameters", "@row"],
         arrays={
@@ -249,6 +252,7 @@ def _layer(
         },
         scratch=scratch,
         in_place=in_place,
+        rows=rows,
         assembly=Assembly("cortex_m4/conv8.inc", "conv8_row", "kdp_conv8_row", tuple(sorted(constants.items()))),
     )
 

@@ -64,7 +64,7 @@ def conv_dot4(graph: IntegerGraph, node: Node) -> Layer | None:
         header="dot4.h",
         files=(
             *(f"armv6m/conv_dot4_w{stored}.c", "armv6m/conv_dot4_body.h", "armv6m/dot4.h"),
-            *(f"armv6m/dot4_w{stored}.S", "armv6m/dot4.inc", "fixed_point.h"),
+            *(f"armv6m/dot4_w{stored}.S", "armv6m/dot4.inc", "rows.h", "fixed_point.h"),
         ),
         struct="kdp_dot4",
         fields=[
@@ -79,6 +79,7 @@ def conv_dot4(graph: IntegerGraph, node: Node) -> Layer | None:
         ],
         arrays=arrays,
         scratch=2 * 4 * blocks * _BLOCK_TAPS[stored] + 3,
+        rows=(out_height, in_height),
     )
 
 

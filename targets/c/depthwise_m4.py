@@ -80,7 +80,7 @@ def depthwise3(graph: IntegerGraph, node: Node) -> Layer | None:
         node=node,
         kernel="depthwise3",
         header="depthwise3.h",
-        files=tuple(f"cortex_m4/{name}" for name in _FILES),
+        files=(*(f"cortex_m4/{name}" for name in _FILES), "rows.h"),
         struct="kdp_depthwise3",
         fields=[
             *(in_height, in_width, out_height, out_width, channels, stride, *op.padding[:2]),
@@ -94,6 +94,7 @@ def depthwise3(graph: IntegerGraph, node: Node) -> Layer | None:
         assembly=Assembly(
             "cortex_m4/depthwise3.inc", "depthwise3_row", "kdp_depthwise3_row", tuple(sorted(constants.items()))
         ),
+        rows=(out_height, in_height),
         # Each channel has been read before it is written, if all of its rows are.
         in_place=strip >= out_height and node.output.shape == source.shape,
     )

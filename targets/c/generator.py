@@ -231,6 +231,7 @@ def _template_values(program: _Program) -> dict[str, Any]:
         "output_dims": _memory_shape(graph.output.shape),
         "macros": _macros(program),
         "steps": _steps(program),
+        "whole_layers": _whole_layers(program),
         "headers": sorted({layer.header for layer in program.layers.values()} | {"kernel_config.h"}),
         "constants": _constants(program),
         "assemblies": [(assembly.argument, function) for assembly, function in program.assemblies.items()],
@@ -288,6 +289,8 @@ def _steps(program: _Program) -> list[dict[str, Any]]:
         arguments = [_pointer(program.storage, name) for name in node.inputs]
         if layer and layer.inputs_as_array:
             arguments = [f"(const int8_t *const[]){c_text.braces(arguments)}"]
+        if layer and layer.rows is not None:
+            arguments.insert(0, f"&{_all_rows(program.graph.name, *layer.rows)}")
         arguments.append(_pointer(program.storage, node.name))
         if node.name in program.storage.scratch:
             offset = program.storage.plan.offsets[program.storage.scratch[node.name]]
@@ -304,6 +307,17 @@ def _steps(program: _Program) -> list[dict[str, Any]]:
             }
         )
     return steps
+
+
+def _all_rows(name: str, count: int, in_rows: int) -> str:
+    """Return the name of the constant that stands for all rows of an output, all those of the input being there."""
+    return f"{name}_rows_{count}_{in_rows}"
+
+
+def _whole_layers(program: _Program) -> list[tuple[str, int, int]]:
+    """Return the constants of `_all_rows` that the program needs: name, rows of the output, rows of the input."""
+    found = sorted({layer.rows for layer in program.layers.values() if layer.rows is not None})
+    return [(_all_rows(program.graph.name, *rows), *rows) for rows in found]
 
 
 def _pointer(storage: Storage, tensor: str) -> str:

@@ -45,6 +45,8 @@ class Layer:
         assembly: the function in assembly that it calls, if any.
         inputs_as_array: whether the inputs are handed over as one array of pointers.
         in_place: whether the output may begin where the input begins, because what is overwritten has been read.
+        rows: of a kernel that computes a range of rows (kernels/rows.h) how many rows its output and its input have,
+            as it counts them; None of one that always computes the whole output.
     """
 
     node: Node
@@ -58,3 +60,4 @@ class Layer:
     assembly: Assembly | None = None
     inputs_as_array: bool = False
     in_place: bool = False
+    rows: tuple[int, int] | None = None

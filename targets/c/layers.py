@@ -127,7 +127,7 @@ def _convolution(graph: IntegerGraph, node: Node) -> Layer:
     suffix = _KERNEL_BITS[op.weight.bits]
     family = _convolution_family(op, channels)
     patch = kernel_height * kernel_width * per_group
-    files = [f"{family}_{suffix}.c", f"{family}_body.h", f"dot_{suffix}.h", "conv2d.h", "fixed_point.h"]
+    files = [f"{family}_{suffix}.c", f"{family}_body.h", f"dot_{suffix}.h", "conv2d.h", "rows.h", "fixed_point.h"]
     return Layer(
         node=node,
         kernel=f"{family}_{suffix}",
@@ -149,6 +149,7 @@ def _convolution(graph: IntegerGraph, node: Node) -> Layer:
         ],
         arrays=_accumulating(node, op, source.quantization, convolution_rows(op.weight.values)),
         scratch={"conv2d": 2 * patch, "depthwise": patch * channels, "pointwise": 0}[family],
+        rows=None if family == "pointwise" else (out_height, height),
     )
 
 
@@ -339,7 +340,7 @@ def _pool(graph: IntegerGraph, node: Node) -> Layer:
         node=node,
         kernel=kernel,
         header="pool.h",
-        files=(f"{kernel}.c", "pool.h"),
+        files=(f"{kernel}.c", "pool.h", "rows.h"),
         struct="kdp_pool",
         fields=[
             *_height_width_channels(source),
@@ -350,6 +351,7 @@ def _pool(graph: IntegerGraph, node: Node) -> Layer:
             node.output.quantization.qmin,
             node.output.quantization.qmax,
         ],
+        rows=(node.output.shape[1], source.shape[1]),
     )
 
 
@@ -358,8 +360,8 @@ def _mean_dsp(graph: IntegerGraph, node: Node) -> Layer | None:
     assert isinstance(op, AveragePool2d)  # noqa: S101
     if op.kernel != tuple(size) or channels % 4:
         return None
-    files = ("cortex_m4/mean_dsp.c", "cortex_m4/dsp.h", "pool.h")
-    return replace(_pool(graph, node), kernel="mean_dsp", files=files)
+    files = ("cortex_m4/mean_dsp.c", "cortex_m4/dsp.h", "pool.h", "rows.h")
+    return replace(_pool(graph, node), kernel="mean_dsp", files=files, rows=None)
 
 
 def _flatten(graph: IntegerGraph, node: Node) -> Layer:

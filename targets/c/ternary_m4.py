@@ -316,7 +316,7 @@ def _layer(
         node=node,
         kernel=kernel,
         header="ternary.h",
-        files=tuple(f"cortex_m4/{name}" for name in (f"{kernel}.c", f"{kernel}.inc", *_RING_FILES)),
+        files=(*(f"cortex_m4/{name}" for name in (f"{kernel}.c", f"{kernel}.inc", *_RING_FILES)), "rows.h"),
         struct="kdp_ternary",
         fields=fields,
         arrays={
@@ -328,5 +328,6 @@ def _layer(
         },
         scratch=scratch + _ALIGNMENT_SLACK,
         in_place=stays_behind(graph, node, line_width),
+        rows=(-(-out_positions // out_width), height),
         assembly=Assembly(f"cortex_m4/{kernel}.inc", f"{kernel}_row", "void", tuple(sorted(constants.items()))),
     )

@@ -6,6 +6,7 @@
 
 #include "fixed_point.h"
 #include "kernel_config.h"
+#include "rows.h"
 
 typedef struct {
     int32_t in_height, in_width, in_channels;
@@ -23,9 +24,12 @@ typedef struct {
 
 /* Any kernel size, stride, padding, dilation and groups; the suffix says how the weights are stored. `scratch` holds
  * two patches: 2 * kernel_height * kernel_width * (in_channels / groups) bytes. */
-void KDP(conv2d_w2)(const kdp_conv2d *layer, const int8_t *input, int8_t *output, int8_t *scratch);
-void KDP(conv2d_w4)(const kdp_conv2d *layer, const int8_t *input, int8_t *output, int8_t *scratch);
-void KDP(conv2d_w8)(const kdp_conv2d *layer, const int8_t *input, int8_t *output, int8_t *scratch);
+void KDP(conv2d_w2)(const kdp_conv2d *layer, const kdp_rows *rows, const int8_t *input, int8_t *output,
+                    int8_t *scratch);
+void KDP(conv2d_w4)(const kdp_conv2d *layer, const kdp_rows *rows, const int8_t *input, int8_t *output,
+                    int8_t *scratch);
+void KDP(conv2d_w8)(const kdp_conv2d *layer, const kdp_rows *rows, const int8_t *input, int8_t *output,
+                    int8_t *scratch);
 
 /* 1x1 without padding, dilation or groups. */
 void KDP(pointwise_w2)(const kdp_conv2d *layer, const int8_t *input, int8_t *output);
@@ -33,8 +37,11 @@ void KDP(pointwise_w4)(const kdp_conv2d *layer, const int8_t *input, int8_t *out
 void KDP(pointwise_w8)(const kdp_conv2d *layer, const int8_t *input, int8_t *output);
 
 /* groups == in_channels. `scratch` holds one patch: kernel_height * kernel_width * in_channels bytes. */
-void KDP(depthwise_w2)(const kdp_conv2d *layer, const int8_t *input, int8_t *output, int8_t *scratch);
-void KDP(depthwise_w4)(const kdp_conv2d *layer, const int8_t *input, int8_t *output, int8_t *scratch);
-void KDP(depthwise_w8)(const kdp_conv2d *layer, const int8_t *input, int8_t *output, int8_t *scratch);
+void KDP(depthwise_w2)(const kdp_conv2d *layer, const kdp_rows *rows, const int8_t *input, int8_t *output,
+                       int8_t *scratch);
+void KDP(depthwise_w4)(const kdp_conv2d *layer, const kdp_rows *rows, const int8_t *input, int8_t *output,
+                       int8_t *scratch);
+void KDP(depthwise_w8)(const kdp_conv2d *layer, const kdp_rows *rows, const int8_t *input, int8_t *output,
+                       int8_t *scratch);
 
 #endif

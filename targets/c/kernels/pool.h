@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #include "kernel_config.h"
+#include "rows.h"
 
 typedef struct {
     int32_t in_height, in_width, channels;
@@ -16,10 +17,10 @@ typedef struct {
 } kdp_pool;
 
 /* Largest value; positions outside the input never win. */
-void KDP(max_pool)(const kdp_pool *layer, const int8_t *input, int8_t *output);
+void KDP(max_pool)(const kdp_pool *layer, const kdp_rows *rows, const int8_t *input, int8_t *output);
 
 /* Mean of the stored integers, rounded half away from zero. */
-void KDP(average_pool)(const kdp_pool *layer, const int8_t *input, int8_t *output);
+void KDP(average_pool)(const kdp_pool *layer, const kdp_rows *rows, const int8_t *input, int8_t *output);
 
 /* The same of the whole input, with a multiple of four channels, for cores with the DSP extension. */
 void KDP(mean_dsp)(const kdp_pool *layer, const int8_t *input, int8_t *output);

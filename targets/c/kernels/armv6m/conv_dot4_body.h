@@ -38,13 +38,15 @@ static uint16_t *kdp_copy(uint16_t *patch, const int8_t *from, int32_t count, ui
 }
 
 /* Collects the window of one position; returns the sum of its values. */
-static uint32_t kdp_gather(const kdp_dot4 *layer, const int8_t *input, int32_t out_y, int32_t out_x, uint16_t *patch)
+static uint32_t kdp_gather(const kdp_dot4 *layer, const kdp_rows *rows, const int8_t *input, int32_t out_y, int32_t out_x,
+                           uint16_t *patch)
 {
     const int32_t channels = layer->in_channels;
     const uint32_t padding = (uint32_t)(layer->in_zero_point + 128);
     const int32_t left = out_x * layer->stride_x - layer->pad_left;
     const int inside = layer->dilation_x == 1 && left >= 0 && left + layer->kernel_width <= layer->in_width;
     int32_t y = out_y * layer->stride_y - layer->pad_top;
+    const int32_t turn = kdp_turn(rows, y);
     uint32_t sum = 0;
     for (int32_t v = 0; v < layer->kernel_height; v++, y += layer->dilation_y) {
         const int8_t *row;
@@ -53,7 +55,7 @@ static uint32_t kdp_gather(const kdp_dot4 *layer, const int8_t *input, int32_t o
             patch = kdp_fill(patch, padding, layer->kernel_width * channels, &sum);
             continue;
         }
-        row = input + y * layer->in_width * channels;
+        row = input + kdp_place_after(rows, turn, y) * layer->in_width * channels;
         if (inside) {
             patch = kdp_copy(patch, row + left * channels, layer->kernel_width * channels, &sum);
             continue;
@@ -84,15 +86,15 @@ static inline int8_t kdp_requantize_high(int32_t sum, uint32_t multiplier, int32
     return (int8_t)(value < to->minimum ? to->minimum : (value > to->maximum ? to->maximum : value));
 }
 
-void KDP_CONV_DOT4(const kdp_dot4 *layer, const int8_t *input, int8_t *output, int8_t *scratch)
+void KDP_CONV_DOT4(const kdp_dot4 *layer, const kdp_rows *rows, const int8_t *input, int8_t *output, int8_t *scratch)
 {
     const kdp_requantization to = layer->to;
     uint16_t *const patch = (uint16_t *)(void *)(((uintptr_t)scratch + 3) & ~(uintptr_t)3);
     const int32_t outputs = layer->out_channels;
     const int32_t start = layer->start;
     const int32_t shift = layer->shift;
-    int32_t left = layer->out_height * layer->out_width;
-    int32_t y = 0;
+    int32_t left = (rows->last - rows->first) * layer->out_width;
+    int32_t y = rows->first;
     int32_t x = 0;
     while (left > 0) {
         const uint8_t *row = layer->weights;
@@ -100,7 +102,7 @@ void KDP_CONV_DOT4(const kdp_dot4 *layer, const int8_t *input, int8_t *output, i
         const int32_t live = left < 4 ? left : 4;
         uint32_t offsets[4] = {0, 0, 0, 0};
         for (int32_t p = 0; p < live; p++) {
-            offsets[p] = kdp_gather(layer, input, y, x, patch + p) * (uint32_t)layer->weight_offset;
+            offsets[p] = kdp_gather(layer, rows, input, y, x, patch + p) * (uint32_t)layer->weight_offset;
             if (++x == layer->out_width) {
                 x = 0;
                 y++;

@@ -6,6 +6,7 @@
 
 #include "fixed_point.h"
 #include "kernel_config.h"
+#include "rows.h"
 
 #if !defined(__thumb__)
 #error "These kernels are in Thumb assembly; on others, build the sources in portable/"
@@ -37,8 +38,11 @@ void KDP(dot4_w2)(const uint8_t *weights, const uint16_t *patch, int32_t blocks,
 
 /* Any kernel size, stride, padding and dilation, one group. `scratch` holds four patches of 2 bytes a tap, padded to
  * whole blocks, and 3 bytes more. */
-void KDP(conv_dot4_w8)(const kdp_dot4 *layer, const int8_t *input, int8_t *output, int8_t *scratch);
-void KDP(conv_dot4_w4)(const kdp_dot4 *layer, const int8_t *input, int8_t *output, int8_t *scratch);
-void KDP(conv_dot4_w2)(const kdp_dot4 *layer, const int8_t *input, int8_t *output, int8_t *scratch);
+void KDP(conv_dot4_w8)(const kdp_dot4 *layer, const kdp_rows *rows, const int8_t *input, int8_t *output,
+                       int8_t *scratch);
+void KDP(conv_dot4_w4)(const kdp_dot4 *layer, const kdp_rows *rows, const int8_t *input, int8_t *output,
+                       int8_t *scratch);
+void KDP(conv_dot4_w2)(const kdp_dot4 *layer, const kdp_rows *rows, const int8_t *input, int8_t *output,
+                       int8_t *scratch);
 
 #endif

@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #include "kernel_config.h"
+#include "rows.h"
 
 #define KDP_CONV8_MAX_HEIGHT 16
 
@@ -42,8 +43,10 @@ typedef struct {
 
 /* `scratch` holds the ring: ((kernel_height - 1) * dilation_y + 1) * pairs * pair_words words, with 4-bit weights
  * `pair_words` more for each row, and 2 * (`out_width` + 1); and 3 bytes more, so that it may lie anywhere. */
-void KDP(conv8_w8)(const kdp_conv8 *layer, const int8_t *input, int8_t *output, int8_t *scratch);
-void KDP(conv8_w4)(const kdp_conv8 *layer, const int8_t *input, int8_t *output, int8_t *scratch);
+void KDP(conv8_w8)(const kdp_conv8 *layer, const kdp_rows *rows, const int8_t *input, int8_t *output,
+                   int8_t *scratch);
+void KDP(conv8_w4)(const kdp_conv8 *layer, const kdp_rows *rows, const int8_t *input, int8_t *output,
+                   int8_t *scratch);
 
 /* Puts `quads` times four channels of `count` columns, `step` bytes apart: of each four, channels 0 and 2 at `to`, 1 and 3
  * `pair_bytes` further, and the next four after these. The second adds the columns' sums to `sums`. */
@@ -54,6 +57,7 @@ void KDP(conv8_unpack_sums)(const int8_t *from, uint32_t *to, int32_t step, int3
 
 /* Few input channels: the taps and channels of a kernel row are one run of half-words. `scratch` holds kernel_height
  * * pairs * columns half-words and 3 bytes. */
-void KDP(conv8_flat)(const kdp_conv8 *layer, const int8_t *input, int8_t *output, int8_t *scratch);
+void KDP(conv8_flat)(const kdp_conv8 *layer, const kdp_rows *rows, const int8_t *input, int8_t *output,
+                     int8_t *scratch);
 
 #endif

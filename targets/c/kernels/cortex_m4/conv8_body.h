@@ -33,11 +33,13 @@ static inline int32_t kdp_between(int32_t value, int32_t low, int32_t high)
 
 /* A row of the ring: a word holds channels (4j, 4j + 2) or (4j + 1, 4j + 3) of one column. Columns outside the input
  * hold its zero point. With KDP_BOXES the columns' sums follow. */
-static KDP_SMALL void kdp_put_row(const kdp_conv8 *layer, const int8_t *input, int32_t y, uint32_t *row)
+static KDP_SMALL void kdp_put_row(const kdp_conv8 *layer, const kdp_rows *rows, const int8_t *input, int32_t y,
+                                  uint32_t *row)
 {
     const uint32_t padding = ((uint32_t)layer->in_zero_point & 0xFFFF) * 0x10001u;
     const int32_t left = layer->in_positions - y * layer->in_width;
     const int32_t width = y < 0 || y >= layer->in_height ? 0 : (left < layer->in_width ? left : layer->in_width);
+    const int32_t place = kdp_place(rows, y);
     const int32_t pairs = layer->pairs;
     const int32_t quads = layer->in_channels / 4;
     const int32_t stride = layer->phases * layer->column_step; /* input pixels from a word to the next */
@@ -46,7 +48,7 @@ static KDP_SMALL void kdp_put_row(const kdp_conv8 *layer, const int8_t *input, i
         const int32_t x = phase * layer->column_step - layer->pad_left;
         const int32_t first = x < 0 ? kdp_between((stride - 1 - x) / stride, 0, layer->phase_words) : 0;
         const int32_t last = kdp_between((width - x + stride - 1) / stride, first, layer->phase_words);
-        const int8_t *const from = input + (y * layer->in_width + x + first * stride) * layer->in_channels;
+        const int8_t *const from = input + (place * layer->in_width + x + first * stride) * layer->in_channels;
         uint32_t *to = row;
         int32_t *sums = 0;
 #if KDP_BOXES
@@ -101,7 +103,7 @@ static KDP_SMALL void kdp_put_boxes(const kdp_conv8 *layer, uint32_t *const *row
 }
 #endif
 
-KDP_SMALL void KDP_CONV8(const kdp_conv8 *layer, const int8_t *input, int8_t *output, int8_t *scratch)
+KDP_SMALL void KDP_CONV8(const kdp_conv8 *layer, const kdp_rows *rows, const int8_t *input, int8_t *output, int8_t *scratch)
 {
     uint32_t *const ring = kdp_align(scratch);
     const int32_t row_words = layer->pairs * layer->pair_words + (KDP_BOXES ? layer->pair_words : 0);
@@ -109,27 +111,29 @@ KDP_SMALL void KDP_CONV8(const kdp_conv8 *layer, const int8_t *input, int8_t *ou
 #if KDP_BOXES
     int32_t *const boxes = (int32_t *)(ring + ring_rows * row_words);
 #endif
-    int32_t next = 0; /* the row to expand next, counted from the first one above the input */
-    int32_t top = 0;
+    int32_t top = rows->first * layer->stride_y;
+    /* The row to expand next, counted as `top` from the first one above the input. */
+    int32_t next = rows->first > 0 ? top - layer->stride_y + ring_rows : 0;
     kdp_conv8_row arguments;
     arguments.boxes = 0;
     arguments.weights = layer->weights;
     arguments.parameters = layer->parameters;
-    for (int32_t done = 0; done < layer->out_positions; done += layer->out_width, top += layer->stride_y) {
-        const int32_t left = layer->out_positions - done;
+    for (int32_t y = rows->first; y < rows->last; y++, top += layer->stride_y) {
+        const int32_t left = layer->out_positions - y * layer->out_width;
         const int32_t width = left < layer->out_width ? left : layer->out_width;
         if (next < top) {
             next = top;
         }
         for (; next < top + ring_rows; next++) {
-            kdp_put_row(layer, input, next - layer->pad_top, ring + next % ring_rows * row_words);
+            kdp_put_row(layer, rows, input, next - layer->pad_top, ring + next % ring_rows * row_words);
         }
         for (int32_t v = 0; v < layer->kernel_height; v++) {
             arguments.rows[v] = ring + (top + v * layer->dilation_y) % ring_rows * row_words;
         }
         arguments.pair_bytes = (width + 1) / 2 * 8;
         arguments.odd_at = width % 2 ? arguments.pair_bytes - 8 : -1;
-        arguments.output = output + done * layer->out_channels;
+        arguments.output = output;
+        output += width * layer->out_channels;
 #if KDP_BOXES
         kdp_put_boxes(layer, arguments.rows, arguments.pair_bytes / 4, boxes);
         arguments.boxes = boxes;

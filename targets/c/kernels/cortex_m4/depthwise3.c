@@ -16,7 +16,8 @@ static KDP_SMALL void put_padding(const kdp_depthwise3 *layer, uint32_t *planes,
 }
 
 /* Four channels of the input rows from `top` on, as planes of pairs of rows; `width` columns. */
-static KDP_SMALL void put_planes(const kdp_depthwise3 *layer, const int8_t *input, int32_t top, uint32_t *to, int32_t width)
+static KDP_SMALL void put_planes(const kdp_depthwise3 *layer, const kdp_rows *where, const int8_t *input, int32_t top,
+                                 uint32_t *to, int32_t width)
 {
     const int32_t step = layer->channels;
     const int32_t row_bytes = layer->in_width * step;
@@ -30,20 +31,25 @@ static KDP_SMALL void put_planes(const kdp_depthwise3 *layer, const int8_t *inpu
     for (int32_t left = layer->pair_rows; left > 0; left -= rows.count, top += 2 * rows.count) {
         const int has_first = top >= 0 && top < layer->in_height;
         const int has_second = top >= -1 && top < layer->in_height - 1;
-        rows.first = has_first ? input + top * row_bytes : nothing;
-        rows.second = has_second ? input + (top + 1) * row_bytes : nothing;
+        const int32_t first = has_first ? kdp_place(where, top) : 0;
+        const int32_t second = has_second ? kdp_place(where, top + 1) : 0;
+        rows.first = has_first ? input + first * row_bytes : nothing;
+        rows.second = has_second ? input + second * row_bytes : nothing;
         rows.first_step = has_first ? step : 0;
         rows.second_step = has_second ? step : 0;
         rows.count = 1;
         if (has_first && has_second) {
-            rows.count = (layer->in_height - top) / 2;
-            rows.count = rows.count < left ? rows.count : left;
+            /* So many lie one after the other. */
+            const int32_t further = (layer->in_height - top < where->in_rows - first ? layer->in_height - top
+                                                                                     : where->in_rows - first) / 2;
+            rows.count = further < 1 ? 1 : (further < left ? further : left);
         }
         to = KDP(depthwise3_unpack)(&rows, to);
     }
 }
 
-KDP_SMALL void KDP(depthwise3)(const kdp_depthwise3 *layer, const int8_t *input, int8_t *output, int8_t *scratch)
+KDP_SMALL void KDP(depthwise3)(const kdp_depthwise3 *layer, const kdp_rows *rows, const int8_t *input, int8_t *output,
+                               int8_t *scratch)
 {
     uint32_t *const planes = kdp_align(scratch);
     const int32_t plane = layer->pair_rows * layer->columns;
@@ -52,16 +58,15 @@ KDP_SMALL void KDP(depthwise3)(const kdp_depthwise3 *layer, const int8_t *input,
     const int32_t width = layer->in_width < room ? layer->in_width : room;
     kdp_depthwise3_row arguments;
     put_padding(layer, planes, layer->pad_left, layer->pad_left + width);
-    for (int32_t y = 0; y < layer->out_height; y += layer->strip) {
-        const int32_t left = layer->out_height - y;
+    for (int32_t y = rows->first; y < rows->last; y += layer->strip) {
+        const int32_t left = rows->last - y;
         arguments.rows = left < layer->strip ? left : layer->strip;
         arguments.weights = layer->weights;
         for (int32_t c = 0; c < layer->channels; c += 4) {
-            put_planes(layer, input + c, y * layer->stride - layer->pad_top, planes + layer->pad_left,
-                       width);
+            put_planes(layer, rows, input + c, y * layer->stride - layer->pad_top, planes + layer->pad_left, width);
             arguments.plane = planes;
             for (int32_t i = 0; i < 4; i++) {
-                arguments.output = output + y * row_bytes + c + i;
+                arguments.output = output + (y - rows->first) * row_bytes + c + i;
                 layer->row(&arguments);
                 arguments.plane += plane;
                 arguments.weights += layer->channel_words;

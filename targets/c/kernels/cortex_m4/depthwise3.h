@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #include "kernel_config.h"
+#include "rows.h"
 
 /* What computes a strip of one channel. The rows in assembly read it member by member. */
 typedef struct {
@@ -44,6 +45,7 @@ typedef struct {
 uint32_t *KDP(depthwise3_unpack)(const kdp_depthwise3_rows *rows, uint32_t *to);
 
 /* `scratch`: four planes of pair_rows * columns words, and 3 bytes more, so that it may lie anywhere. */
-void KDP(depthwise3)(const kdp_depthwise3 *layer, const int8_t *input, int8_t *output, int8_t *scratch);
+void KDP(depthwise3)(const kdp_depthwise3 *layer, const kdp_rows *rows, const int8_t *input, int8_t *output,
+                     int8_t *scratch);
 
 #endif

@@ -6,6 +6,7 @@
 
 #include "dsp.h"
 #include "kernel_config.h"
+#include "rows.h"
 
 #define KDP_TERNARY_MAX_HEIGHT 16
 
@@ -67,10 +68,12 @@ typedef struct {
  * that it may lie anywhere. */
 
 /* Kernels three wide, stride_x 1. After the ring: 4 * tiles + 1 boxes, and as many positions of output. */
-void KDP(ternary_taps)(const kdp_ternary *layer, const int8_t *input, int8_t *output, int8_t *scratch);
+void KDP(ternary_taps)(const kdp_ternary *layer, const kdp_rows *rows, const int8_t *input, int8_t *output,
+                       int8_t *scratch);
 
 /* Any kernel. After the ring: 4 * tiles starts, and four positions of output. */
-void KDP(ternary_outer)(const kdp_ternary *layer, const int8_t *input, int8_t *output, int8_t *scratch);
+void KDP(ternary_outer)(const kdp_ternary *layer, const kdp_rows *rows, const int8_t *input, int8_t *output,
+                        int8_t *scratch);
 
 static inline int32_t kdp_ternary_row_words(const kdp_ternary *layer)
 {
@@ -87,10 +90,9 @@ static inline int32_t kdp_ternary_ring_rows(const kdp_ternary *layer)
 uint32_t *KDP(ternary_unpack)(const int8_t *from, uint32_t *to, int32_t step, int32_t channels, uint32_t *sums,
                               int32_t tiles);
 
-/* Brings the ring up to the rows of the output row whose window starts at `top`, counted from the first row of padding,
- * and points `rows` to them. Returns the next row to put. */
-int32_t KDP(ternary_ring)(const kdp_ternary *layer, const int8_t *input, uint32_t *ring, int32_t top, int32_t next,
-                          uint32_t **rows);
+/* Brings the ring up to the rows of output row y and points `window` to them. */
+void KDP(ternary_ring)(const kdp_ternary *layer, const kdp_rows *rows, const int8_t *input, uint32_t *ring, int32_t y,
+                       uint32_t **window);
 
 /* Adds up the sums of the inputs in each column of `rows`, in the topmost row, which no further window needs. */
 const int32_t *KDP(ternary_sums)(const kdp_ternary *layer, uint32_t *const *rows);

@@ -19,25 +19,24 @@ static KDP_SMALL void put_starts(const kdp_ternary *layer, const int32_t *sums, 
     }
 }
 
-KDP_SMALL void KDP(ternary_outer)(const kdp_ternary *layer, const int8_t *input, int8_t *output, int8_t *scratch)
+KDP_SMALL void KDP(ternary_outer)(const kdp_ternary *layer, const kdp_rows *rows, const int8_t *input, int8_t *output,
+                                  int8_t *scratch)
 {
     uint32_t *const ring = kdp_align(scratch);
     const int32_t channels = layer->out_channels;
     uint32_t *const starts = ring + kdp_ternary_ring_rows(layer) * kdp_ternary_row_words(layer);
     int8_t *const tail = (int8_t *)(starts + 4 * layer->tiles);
-    int32_t next = 0;
-    int32_t top = 0;
     kdp_ternary_outer_row arguments;
     arguments.starts = starts;
     arguments.channels = channels;
     arguments.tile_bytes = 8 * layer->taps * layer->in_channels;
     arguments.rounding = layer->rounding;
     arguments.schedule = layer->schedule;
-    for (int32_t done = 0; done < layer->out_positions; done += layer->out_width, top += layer->stride_y) {
-        const int32_t left = layer->out_positions - done;
+    for (int32_t y = rows->first; y < rows->last; y++) {
+        const int32_t left = layer->out_positions - y * layer->out_width;
         const int32_t width = left < layer->out_width ? left : layer->out_width;
         const int32_t rest = width % 4;
-        next = KDP(ternary_ring)(layer, input, ring, top, next, arguments.rows);
+        KDP(ternary_ring)(layer, rows, input, ring, y, arguments.rows);
         arguments.tiles = (width + 3) / 4;
         put_starts(layer, KDP(ternary_sums)(layer, arguments.rows), arguments.tiles, starts);
         arguments.weights = layer->weights;

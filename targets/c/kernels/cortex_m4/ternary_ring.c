@@ -32,7 +32,7 @@ static KDP_SMALL void fill_sums(uint32_t *sums, uint32_t value, int32_t tiles)
     }
 }
 
-static KDP_SMALL void put_row(const kdp_ternary *layer, const int8_t *input, int32_t y, uint32_t *row)
+static KDP_SMALL void put_row(const kdp_ternary *layer, const kdp_rows *rows, const int8_t *input, int32_t y, uint32_t *row)
 {
     const int32_t channels = layer->in_channels;
     const int32_t left = layer->in_positions - y * layer->in_width;
@@ -49,18 +49,19 @@ static KDP_SMALL void put_row(const kdp_ternary *layer, const int8_t *input, int
         fill_sums(sums, (uint32_t)(layer->taps * channels) * value, layer->tiles);
         return;
     }
+    input += kdp_place(rows, y) * layer->in_width * channels;
     fill_sums(sums, 0, layer->tiles);
     if (layer->taps == 1 && layer->ring_left == 0 && width > 3 * stride) {
         /* Whole tiles follow each other. */
         tile = (width + stride - 1) / (4 * stride);
         tile = tile < layer->tiles ? tile : layer->tiles;
-        row = KDP(ternary_unpack)(input + y * layer->in_width * channels, row, stride * channels, channels, sums, tile);
+        row = KDP(ternary_unpack)(input, row, stride * channels, channels, sums, tile);
         sums += 4 * tile;
     }
     for (; tile < layer->tiles; tile++, sums += 4) {
         for (int32_t u = 0; u < layer->taps; u++) {
             const int32_t x = 4 * tile * stride + u * layer->dilation_x - layer->ring_left;
-            const int8_t *from = input + (y * layer->in_width + x) * channels;
+            const int8_t *from = input + x * channels;
             if (x >= 0 && x + 3 * stride < width) {
                 row = KDP(ternary_unpack)(from, row, stride * channels, channels, sums, 1);
             } else {
@@ -70,21 +71,23 @@ static KDP_SMALL void put_row(const kdp_ternary *layer, const int8_t *input, int
     }
 }
 
-KDP_SMALL int32_t KDP(ternary_ring)(const kdp_ternary *layer, const int8_t *input, uint32_t *ring, int32_t top, int32_t next,
-                          uint32_t **rows)
+KDP_SMALL void KDP(ternary_ring)(const kdp_ternary *layer, const kdp_rows *rows, const int8_t *input, uint32_t *ring,
+                                 int32_t y, uint32_t **window)
 {
     const int32_t ring_rows = kdp_ternary_ring_rows(layer);
     const int32_t row_words = kdp_ternary_row_words(layer);
+    /* Counted from the first row of padding. */
+    const int32_t top = y * layer->stride_y;
+    int32_t next = y > 0 ? top - layer->stride_y + ring_rows : 0;
     if (next < top) {
         next = top;
     }
     for (; next < top + ring_rows; next++) {
-        put_row(layer, input, next - layer->pad_top, ring + next % ring_rows * row_words);
+        put_row(layer, rows, input, next - layer->pad_top, ring + next % ring_rows * row_words);
     }
     for (int32_t v = 0; v < layer->kernel_height; v++) {
-        rows[v] = ring + (top + v * layer->dilation_y) % ring_rows * row_words;
+        window[v] = ring + (top + v * layer->dilation_y) % ring_rows * row_words;
     }
-    return next;
 }
 
 KDP_SMALL const int32_t *KDP(ternary_sums)(const kdp_ternary *layer, uint32_t *const *rows)

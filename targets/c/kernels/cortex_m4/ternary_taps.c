@@ -20,7 +20,7 @@ static void put_boxes(const kdp_ternary *layer, const int32_t *sums, int32_t pad
     }
 }
 
-void KDP(ternary_taps)(const kdp_ternary *layer, const int8_t *input, int8_t *output, int8_t *scratch)
+void KDP(ternary_taps)(const kdp_ternary *layer, const kdp_rows *rows, const int8_t *input, int8_t *output, int8_t *scratch)
 {
     uint32_t *const ring = kdp_align(scratch);
     const int32_t channels = layer->out_channels;
@@ -31,8 +31,6 @@ void KDP(ternary_taps)(const kdp_ternary *layer, const int8_t *input, int8_t *ou
     const int32_t group_words = layer->group_words;
     const int32_t group_parameters = layer->group_parameters;
     void (*const row)(const void *arguments) = layer->row;
-    int32_t next = 0;
-    int32_t top = 0;
     kdp_ternary_taps_row arguments;
     arguments.schedule = layer->schedule;
     arguments.boxes = boxes;
@@ -41,8 +39,8 @@ void KDP(ternary_taps)(const kdp_ternary *layer, const int8_t *input, int8_t *ou
     arguments.rounding = layer->rounding;
     arguments.channels = channels;
     arguments.tile_bytes = 8 * layer->in_channels;
-    for (int32_t done = 0; done < layer->out_positions; done += layer->out_width, top += layer->stride_y) {
-        next = KDP(ternary_ring)(layer, input, ring, top, next, arguments.rows);
+    for (int32_t y = rows->first; y < rows->last; y++) {
+        KDP(ternary_ring)(layer, rows, input, ring, y, arguments.rows);
         put_boxes(layer, KDP(ternary_sums)(layer, arguments.rows),
                   layer->in_channels * layer->kernel_height * arguments.padding, boxes + first);
         arguments.weights = layer->weights;
