@@ -178,6 +178,14 @@ class CaMkdParameters(SoftenedParameters):
     """Parameters of `ca-mkd`."""
 
 
+class CaMkdFeaturesParameters(LossParameters):
+    """Parameters of `ca-mkd-features`."""
+
+    weight: float = Field(
+        default=17.0, ge=0, description="beta; the authors have 50, and divide by the number of teachers, which is 3"
+    )
+
+
 class RandomTeacherParameters(SoftenedParameters):
     """Parameters of `random-teacher`."""
 

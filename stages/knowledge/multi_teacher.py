@@ -99,8 +99,8 @@ class EntropyWeighted(_Weighted):
 class ConfidenceAware(_Weighted):
     """`ca-mkd`: a teacher that is right about an image has more to say about it.
 
-    Zhang et al. 2022 (arXiv:2201.00007), equations 3 to 5, its loss on predictions. Its loss on features is not
-    part of this. On synthesized images the labels are the teachers' choice.
+    Zhang et al. 2022 (arXiv:2201.00007), equations 3 to 5, its loss on predictions; that on features is
+    `ca-mkd-features`. On synthesized images the labels are the teachers' choice.
     """
 
     parameters_: CaMkdParameters

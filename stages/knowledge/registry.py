@@ -240,6 +240,16 @@ _add(
     equal_classes=True,
 )
 _add(
+    "ca-mkd-features",
+    "multi-teacher",
+    "squared difference of the last maps, for each image more from teachers that understand the student's",
+    "Zhang et al. 2022, CA-MKD, its loss on features (arXiv:2201.00007)",
+    types.CaMkdFeaturesParameters,
+    "confident_features:ConfidentFeatures",
+    ("feature",),
+    equal_classes=True,
+)
+_add(
     "random-teacher",
     "multi-teacher",
     "kd with one teacher drawn for each batch",

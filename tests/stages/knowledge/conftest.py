@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from kdpipe.stages.knowledge.base import FeatureShapes, Knowledge, Said
 from kdpipe.stages.knowledge.registry import LOSSES
@@ -47,6 +48,16 @@ def make_knowledge(seed: int = 0, teachers: int = 3, progress: float = 0.0) -> K
     )
 
 
+def make_teachers() -> list[nn.Module]:
+    """Return networks whose classifiers take the mean of the teachers' last maps."""
+    networks: list[nn.Module] = []
+    for index, (channels, *_) in enumerate(SHAPES.teachers):
+        with torch.random.fork_rng():
+            torch.manual_seed(100 + index)
+            networks.append(nn.Sequential(nn.Linear(channels, CLASSES)).requires_grad_(False))
+    return networks
+
+
 def make_survey():
     """Passes over 20 images, of which the teachers' maps are low in rank, so that they can be paraphrased."""
     g = torch.Generator().manual_seed(5)
@@ -71,7 +82,14 @@ def build(name: str, shapes: FeatureShapes = SHAPES, seed: int = 0, **values):
 @pytest.fixture
 def losses() -> SimpleNamespace:
     """The makers above: `losses.build("kd", temperature=2)`, `losses.knowledge(seed=1)`."""
-    return SimpleNamespace(build=build, knowledge=make_knowledge, survey=make_survey, shapes=SHAPES, images=IMAGES)
+    return SimpleNamespace(
+        build=build,
+        knowledge=make_knowledge,
+        survey=make_survey,
+        teachers=make_teachers,
+        shapes=SHAPES,
+        images=IMAGES,
+    )
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from kdpipe.stages.knowledge.registry import LOSSES
 
@@ -18,6 +19,8 @@ def prepared(losses, name, seed=0):
     if name == "simkd":
         shapes = replace(shapes, teachers=shapes.teachers[:1])
     loss = losses.build(name, shapes, seed, **PREPARED.get(name, {}))
+    if name == "ca-mkd-features":
+        loss.attach(nn.Identity(), losses.teachers())
     loss.prepare(losses.survey())
     return loss
 
