@@ -46,6 +46,7 @@ _PACKAGES = (
     _Package("onnxruntime", "runs ONNX", "onnx"),
     _Package("openvino", "writes and runs OpenVINO IR", "openvino"),
     _Package("ai-edge-litert", "writes and runs TFLite", "tflite"),
+    _Package("lightning-fabric", "training in several processes", "distributed"),
     _Package("torchvision", "more networks", "vision"),
     _Package("timm", "more networks", "vision"),
     _Package("ziglang", "compiles C for microcontrollers and for this machine", "mcu"),

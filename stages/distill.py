@@ -10,13 +10,13 @@ from pydantic import Field, field_validator, model_validator
 from kdpipe.models.choice import ModelChoice, check_named
 from kdpipe.stages.base import Accepts, Inputs, Outcome, Stage, StageContext
 from kdpipe.stages.knowledge.registry import LOSSES, LossParameters
-from kdpipe.stages.training.parameters import OptimizationParams
+from kdpipe.stages.training.parameters import ParallelParams
 from kdpipe.targets.errors import UsageError
 
 LossChoice = dict[str, dict[str, Any] | None]
 
 
-class DistillParams(OptimizationParams):
+class DistillParams(ParallelParams):
     """Parameters of `distill`."""
 
     teachers: Annotated[str, Accepts("ensemble", "network")] = Field(
@@ -70,9 +70,18 @@ class DistillParams(OptimizationParams):
             raise ValueError("give the student as `model`, or the network that it starts as as `initial`")
         return self
 
+    @model_validator(mode="after")
+    def _check_shared_losses(self) -> DistillParams:
+        whole = [name for name in self.losses if LOSSES[name].compares_images]
+        if whole and self.processes > 1:
+            raise ValueError(
+                f"{whole[0]} compares images of a batch, of which each process sees a part; set `processes` to 1"
+            )
+        return self
+
     def further_libraries(self) -> tuple[str, ...]:
-        """Return where the student comes from."""
-        return self.model.libraries if self.model is not None else ()
+        """Return where the student comes from, too."""
+        return (*super().further_libraries(), *(self.model.libraries if self.model is not None else ()))
 
     def loss_parameters(self) -> dict[str, LossParameters]:
         """Return the losses' parameters with their defaults, by name."""
@@ -103,10 +112,9 @@ def outputs(params: Any) -> Mapping[str, str]:
 def run(params: DistillParams, inputs: Inputs, context: StageContext) -> Outcome:
     """Train the student and write it."""
     from kdpipe.stages.knowledge.distillation import distill
-    from kdpipe.stages.training.device import limited_threads
+    from kdpipe.stages.training.processes import train_in_processes
 
-    with limited_threads(context.threads):
-        return distill(params, inputs, context)
+    return train_in_processes(distill, params, inputs, context)
 
 
 STAGE = Stage(

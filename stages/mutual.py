@@ -9,10 +9,10 @@ from pydantic import Field
 
 from kdpipe.models.choice import ModelChoice
 from kdpipe.stages.base import Accepts, Inputs, Outcome, Stage, StageContext
-from kdpipe.stages.training.parameters import OptimizationParams
+from kdpipe.stages.training.parameters import ParallelParams
 
 
-class MutualParams(OptimizationParams):
+class MutualParams(ParallelParams):
     """Parameters of `mutual`."""
 
     samples: Annotated[str, Accepts("samples", "split")] = Field(description="the images to learn on")
@@ -24,8 +24,9 @@ class MutualParams(OptimizationParams):
     shift: int = Field(default=0, ge=0, le=16, description="augmentation: random moves of up to so many pixels")
 
     def further_libraries(self) -> tuple[str, ...]:
-        """Return where the members come from."""
-        return tuple(dict.fromkeys(library for member in self.members for library in member.libraries))
+        """Return where the members come from, too."""
+        members = dict.fromkeys(library for member in self.members for library in member.libraries)
+        return (*super().further_libraries(), *members)
 
 
 def outputs(params: Any) -> Mapping[str, str]:
@@ -36,8 +37,9 @@ def outputs(params: Any) -> Mapping[str, str]:
 def run(params: MutualParams, inputs: Inputs, context: StageContext) -> Outcome:
     """Train all members and write them."""
     from kdpipe.stages.knowledge.mutual import learn_mutually
+    from kdpipe.stages.training.processes import train_in_processes
 
-    return learn_mutually(params, inputs, context)
+    return train_in_processes(learn_mutually, params, inputs, context)
 
 
 STAGE = Stage(

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from kdpipe.models.choice import ModelChoice
 from kdpipe.stages.base import Accepts, Inputs, Outcome, ReadsFile, Stage, StageContext
-from kdpipe.stages.training.parameters import OptimizationParams
+from kdpipe.stages.training.parameters import ParallelParams
 
 
 class Member(ModelChoice):
@@ -39,7 +39,7 @@ class Member(ModelChoice):
         return self
 
 
-class TeachersParams(OptimizationParams):
+class TeachersParams(ParallelParams):
     """Parameters of `teacher-ensemble`.
 
     The engine finds `checkpoint` by walking into `members`: its files' contents belong to the stage's key.
@@ -58,8 +58,9 @@ class TeachersParams(OptimizationParams):
     classes: tuple[str, ...] | None = Field(default=None, description="names, where `train` is not given")
 
     def further_libraries(self) -> tuple[str, ...]:
-        """Return where the members come from."""
-        return tuple(dict.fromkeys(library for member in self.members for library in member.libraries))
+        """Return where the members come from, too."""
+        members = dict.fromkeys(library for member in self.members for library in member.libraries)
+        return (*super().further_libraries(), *members)
 
     @model_validator(mode="after")
     def _check_data(self) -> TeachersParams:
@@ -84,11 +85,10 @@ def outputs(params: Any) -> Mapping[str, str]:
 
 def run(params: TeachersParams, inputs: Inputs, context: StageContext) -> Outcome:
     """Train or load every member, write the ensemble, and measure it on `validation`."""
-    from kdpipe.stages.training.device import limited_threads
+    from kdpipe.stages.training.processes import train_in_processes
     from kdpipe.stages.training.teachers import make_ensemble
 
-    with limited_threads(context.threads):
-        return make_ensemble(params, inputs, context)
+    return train_in_processes(make_ensemble, params, inputs, context)
 
 
 STAGE = Stage(

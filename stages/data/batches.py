@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from kdpipe.stages.training.parallel import ALONE, Parallel
+from kdpipe.targets.errors import DataError
+
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
 
@@ -14,7 +17,8 @@ class TensorBatches:
     """Tensors of equal length, shuffled anew at every iteration and cut into batches.
 
     The last, smaller batch is left out while training, because batch norm needs its size; when there are fewer
-    rows than one batch holds, all of them are the one batch.
+    rows than one batch holds, all of them are the one batch. Of several processes each gets a part of every batch,
+    whose rows and augmentation do not depend on how many there are.
 
     Args:
         tensors: each [N, ...]; a batch is a tuple of the same rows of each.
@@ -22,6 +26,10 @@ class TensorBatches:
         generator: a CPU generator, the only source of randomness.
         augment: changes the first tensor's rows, [B, C, H, W] to the same shape.
         device: where the batches are sent.
+        parallel: the process.
+
+    Raises:
+        DataError: there are fewer rows than processes.
     """
 
     def __init__(
@@ -32,6 +40,7 @@ class TensorBatches:
         *,
         augment: Augmentation | None = None,
         device: torch.device | None = None,
+        parallel: Parallel = ALONE,
     ) -> None:
         lengths = {len(tensor) for tensor in tensors}
         if len(lengths) != 1:
@@ -42,6 +51,14 @@ class TensorBatches:
         self._generator = generator
         self._augment = augment
         self._device = device
+        self._part = parallel.rows(self._batch_size)
+        if 0 < self._batch_size < parallel.count:
+            raise DataError(f"{self._length} images can't be shared by {parallel.count} processes")
+
+    @property
+    def share(self) -> float:
+        """The part of each batch's rows that this process gets, in (0, 1]."""
+        return (self._part.stop - self._part.start) / self._batch_size if self._batch_size else 1.0
 
     def __len__(self) -> int:
         return self._length // self._batch_size if self._length else 0
@@ -50,9 +67,12 @@ class TensorBatches:
         order = torch.randperm(self._length, generator=self._generator)
         for index in range(len(self)):
             rows = order[index * self._batch_size : (index + 1) * self._batch_size]
-            batch = [tensor[rows] for tensor in self._tensors]
-            if self._augment is not None:
-                batch[0] = self._augment(batch[0], self._generator)
+            own = rows[self._part]
+            if self._augment is None:
+                first = self._tensors[0][own]
+            else:
+                first = self._augment(self._tensors[0][rows], self._generator)[self._part]
+            batch = [first, *(tensor[own] for tensor in self._tensors[1:])]
             yield tuple(tensor if self._device is None else tensor.to(self._device) for tensor in batch)
 
 

@@ -22,9 +22,9 @@ from kdpipe.stages.knowledge.tapping import choose_taps, tapped_shapes
 from kdpipe.stages.knowledge.taps import Taps, observing
 from kdpipe.stages.knowledge.teacher_outputs import teacher_outputs, unflatten
 from kdpipe.stages.training.averaging import WeightAverage
-from kdpipe.stages.training.device import choose_device
 from kdpipe.stages.training.ensemble import TeacherEnsemble, load_teachers
 from kdpipe.stages.training.loop import train
+from kdpipe.stages.training.parallel import ALONE, Parallel
 from kdpipe.stages.training.parameters import make_optimizer
 from kdpipe.stages.training.resume import GeneratorState, Resume
 from kdpipe.stages.training.schedules import make_schedule
@@ -73,7 +73,7 @@ class TeacherSurvey:
             yield Said(said.logits, said.features, labels, rows.to(self._device))
 
 
-def distill(params: DistillParams, inputs: Inputs, context: StageContext) -> Outcome:
+def distill(params: DistillParams, inputs: Inputs, context: StageContext, parallel: Parallel = ALONE) -> Outcome:
     """Do the work of the stage `distill`.
 
     Raises:
@@ -81,7 +81,7 @@ def distill(params: DistillParams, inputs: Inputs, context: StageContext) -> Out
         NetworkError: a tap does not exist, or the student does not fit the images.
         TrainingError: a loss term is not finite, or a paraphraser reconstructs too little.
     """
-    device = choose_device(context.accelerator)
+    device = parallel.device(context.accelerator)
     teachers = load_teachers(inputs["teachers"]).to(device)
     data = load_images(inputs["samples"], teachers.space, further=_is_lifelong(params))
     _check_classes(params, teachers.space, data.space)
@@ -101,7 +101,9 @@ def distill(params: DistillParams, inputs: Inputs, context: StageContext) -> Out
             taught = params.model_copy(update={"teacher_taps": taps})
         ending = f"-{generation + 1}" if params.generations > 1 else ""
         with placed(f"generation {generation + 1}" if ending else None):
-            rows, figures = _train(taught, (student, description), teachers, data, context, seed, generation, device)
+            rows, figures = _train(
+                taught, (student, description), teachers, data, context, seed, generation, device, parallel
+            )
         students.append(student.cpu().eval())
         history[f"student{ending}"] = rows
         metrics |= {f"{name}{ending.replace('-', '_')}": value for name, value in figures.items()}
@@ -155,6 +157,7 @@ def _train(
     seed: int,
     generation: int,
     device: torch.device,
+    parallel: Parallel,
 ) -> tuple[Rows, Mapping[str, float]]:
     """Train one student in place; return a row an epoch, and what its losses found out before."""
     student = member[0]
@@ -179,8 +182,10 @@ def _train(
     augment = augmentation(params.shift, params.flip, fill=black)
     kept = None
     if augment is None:
-        kept = cache_outputs(
-            context.scratch(), str(generation), teachers, tapping.teachers, data.images, limit_mib=params.cache_mib
+        kept = parallel.first(
+            lambda: cache_outputs(
+                context.scratch(), str(generation), teachers, tapping.teachers, data.images, limit_mib=params.cache_mib
+            )
         )
     context.log(_about_cache(kept, params.epochs))
     cached = kept.tensors if kept is not None else ()
@@ -201,6 +206,7 @@ def _train(
         order,
         augment=augment,
         device=device,
+        parallel=parallel,
     )
     agreed: list[Tensor] = []
     progress = 0.0
@@ -253,7 +259,7 @@ def _train(
             | {f"generator-{index}": GeneratorState(generator) for index, generator in enumerate(drawing)},
         )
         student.train()
-        with seeded(derive_seed(seed, "training")):
+        with seeded(derive_seed(seed, "training")), parallel.synchronized([student, *losses.values()]):
             rows = train(
                 batches,
                 step,
@@ -265,6 +271,7 @@ def _train(
                 report=report,
                 after_step=average.update if average is not None else None,
                 resume=resume,
+                parallel=parallel,
             )
     if average is not None:
         student.load_state_dict(average.average())

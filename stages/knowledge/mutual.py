@@ -20,9 +20,9 @@ from kdpipe.stages.artifacts import (
 from kdpipe.stages.base import Artifact, Inputs, Outcome, StageContext
 from kdpipe.stages.data.batches import TensorBatches, shift
 from kdpipe.stages.mutual import MutualParams
-from kdpipe.stages.training.device import choose_device
 from kdpipe.stages.training.loop import train
 from kdpipe.stages.training.metrics import accuracy
+from kdpipe.stages.training.parallel import ALONE, Parallel
 from kdpipe.stages.training.parameters import make_optimizer
 from kdpipe.stages.training.resume import GeneratorState, Resume
 from kdpipe.stages.training.schedules import make_schedule
@@ -50,14 +50,14 @@ def mutual_losses(logits: Tensor, temperature: float) -> Tensor:
     return temperature**2 * divergences.sum(dim=0).mean(dim=1) / (peers - 1)
 
 
-def learn_mutually(params: MutualParams, inputs: Inputs, context: StageContext) -> Outcome:
+def learn_mutually(params: MutualParams, inputs: Inputs, context: StageContext, parallel: Parallel = ALONE) -> Outcome:
     """Do the work of the stage `mutual`.
 
     Raises:
         NetworkError: a member does not fit the images.
         TrainingError: a loss term is not finite.
     """
-    device = choose_device(context.accelerator)
+    device = parallel.device(context.accelerator)
     images, labels, space = _load_images(inputs["samples"])
     descriptions = [NetworkDescription(member.model, member.arguments, space) for member in params.members]
     members = []
@@ -72,6 +72,7 @@ def learn_mutually(params: MutualParams, inputs: Inputs, context: StageContext) 
         order,
         augment=shift(params.shift, fill=black) if params.shift else None,
         device=device,
+        parallel=parallel,
     )
     correct: list[list[float]] = []
 
@@ -95,7 +96,7 @@ def learn_mutually(params: MutualParams, inputs: Inputs, context: StageContext) 
     def report(done: int, row: Mapping[str, float]) -> None:
         context.progress(done, params.epochs, "epoch", loss=row["loss"], accuracy=row["accuracy_0"])
 
-    with seeded(derive_seed(context.seed, "training")):
+    with seeded(derive_seed(context.seed, "training")), parallel.synchronized(members):
         rows = train(
             batches,
             step,
@@ -109,6 +110,7 @@ def learn_mutually(params: MutualParams, inputs: Inputs, context: StageContext) 
                 "members",
                 {"members": nn.ModuleList(members), "batches": GeneratorState(order)},
             ),
+            parallel=parallel,
         )
     finished = [member.cpu().eval() for member in members]
     save_network(context.output("network"), finished[0], descriptions[0])

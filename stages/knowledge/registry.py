@@ -33,6 +33,8 @@ class LossEntry:
             embedding. What none of a student's losses sees is not tapped.
         needs_teachers: whether it looks at what the teachers say at all.
         equal_classes: whether the teachers must know every class of the student.
+        compares_images: whether it sets images beside others of the batch or of earlier batches, so that it is not the
+            mean of what it is on the batch's parts.
     """
 
     summary: str
@@ -43,6 +45,7 @@ class LossEntry:
     sees: frozenset[Sight] = frozenset()
     needs_teachers: bool = True
     equal_classes: bool = False
+    compares_images: bool = False
 
     def build(self, parameters: Any, shapes: FeatureShapes | None, seed: int) -> DistillationLoss:
         """Build the loss.
@@ -70,9 +73,19 @@ def _add(
     sees: tuple[Sight, ...] = (),
     needs_teachers: bool = True,
     equal_classes: bool = False,
+    compares_images: bool = False,
 ) -> None:
-    place = f"kdpipe.stages.knowledge.{constructor}"
-    entry = LossEntry(summary, category, reference, parameters, place, frozenset(sees), needs_teachers, equal_classes)
+    entry = LossEntry(
+        summary,
+        category,
+        reference,
+        parameters,
+        f"kdpipe.stages.knowledge.{constructor}",
+        frozenset(sees),
+        needs_teachers,
+        equal_classes,
+        compares_images,
+    )
     LOSSES.register(name)(entry)
 
 
@@ -111,6 +124,7 @@ _add(
     types.DistParameters,
     "correlation:Dist",
     equal_classes=True,
+    compares_images=True,
 )
 _add(
     "fitnets",
@@ -175,6 +189,7 @@ _add(
     types.RkdParameters,
     "relational:RelationalDistillation",
     ("embedding",),
+    compares_images=True,
 )
 _add(
     "similarity",
@@ -184,6 +199,7 @@ _add(
     types.SimilarityParameters,
     "similarity:SimilarityPreserving",
     ("feature",),
+    compares_images=True,
 )
 _add(
     "pkt",
@@ -193,6 +209,7 @@ _add(
     types.PktParameters,
     "similarity:ProbabilisticTransfer",
     ("embedding",),
+    compares_images=True,
 )
 _add(
     "fsp",
@@ -211,6 +228,7 @@ _add(
     types.CrdParameters,
     "contrastive:Contrastive",
     ("embedding",),
+    compares_images=True,
 )
 _add(
     "feed",
@@ -266,6 +284,7 @@ _add(
     types.CsKdParameters,
     "class_wise:ClassWise",
     needs_teachers=False,
+    compares_images=True,
 )
 _add(
     "adversarial",

@@ -54,6 +54,8 @@ class SynthesizedBatches:
         self._terms: dict[str, list[Tensor]] = {}
         self._said: list[Tensor] = []
 
+    share = 1.0
+
     def __len__(self) -> int:
         return self._params.iterations * self._settings.student_steps
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from kdpipe.stages.base import Rows
+from kdpipe.stages.training.parallel import ALONE, Parallel
 from kdpipe.stages.training.resume import Resume
 from kdpipe.stages.training.schedules import Schedule
 from kdpipe.targets.errors import TrainingError
@@ -21,6 +22,11 @@ Report = Callable[[int, Mapping[str, float]], None]
 
 class Batches(Protocol[B_co]):
     """What can be iterated once an epoch and knows its number of batches."""
+
+    @property
+    def share(self) -> float:
+        """The part of each batch that this process sees: 1 where it is alone."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -39,6 +45,7 @@ def train(
     report: Report | None = None,
     after_step: Callable[[], None] | None = None,
     resume: Resume | None = None,
+    parallel: Parallel = ALONE,
 ) -> Rows:
     """Minimize the sum of the terms that `step` returns.
 
@@ -54,6 +61,8 @@ def train(
         after_step: called when the optimizer has changed the weights.
         resume: holds everything but the optimizer that the loop changes. What it finds of an earlier, killed loop is
             not done again; `report` is told how far that was.
+        parallel: the process, whose part of each batch `batches` holds. `step` returns means over that part, and so
+            does `evaluate`; gradients and rows are those of whole batches.
 
     Returns:
         A row an epoch: epoch (from 1), loss and, where there are several, each term (means over the epoch's
@@ -69,9 +78,10 @@ def train(
         raise TrainingError("there is no batch to train on", remedy="Give more images, or a smaller batch_size")
     rows: Rows = []
     done = 0
+    step = parallel.start(step, (p for group in optimizer.param_groups for p in group["params"]))
     if resume is not None:
         resume.watch("optimizer", optimizer)
-        rows, done = resume.load()
+        rows, done = resume.load(parallel)
         if rows and report is not None:
             report(len(rows), rows[-1])
     for epoch in range(len(rows), epochs):
@@ -88,22 +98,23 @@ def train(
             for name, value in terms.items():
                 sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.detach()
             optimizer.zero_grad(set_to_none=True)
-            torch.stack(list(terms.values())).sum().backward()
+            parallel.backward(torch.stack(list(terms.values())).sum(), batches.share)
             optimizer.step()
             done += 1
             if after_step is not None:
                 after_step()
         _check_weights(optimizer, epoch, done)
-        means = {name: float(value) / len(batches) for name, value in sums.items()}
+        own = {name: float(value) / len(batches) for name, value in sums.items()}
+        means = parallel.average(own, batches.share)
         row = {"epoch": float(epoch + 1), "loss": sum(means.values())}
         if len(means) > 1:
             row |= means
         row["lr"] = initial[0] * factor
         if evaluate is not None:
-            row |= evaluate()
+            row |= parallel.average(evaluate(), batches.share)
         rows.append(row)
         if resume is not None:
-            resume.save(rows, done)
+            resume.save(rows, done, parallel)
         if report is not None:
             report(epoch + 1, row)
     return rows

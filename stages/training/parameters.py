@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kdpipe.stages.base import StageParams
 
@@ -24,6 +24,27 @@ class OptimizationParams(StageParams):
     weight_decay: float = Field(default=5e-4, ge=0, le=1, description="of weights; none on biases and batch norms")
     schedule: Literal["cosine", "step", "constant"] = Field(default="cosine", description="of the learning rate")
     warmup: float = Field(default=0.0, ge=0, lt=1, description="share of training over which the rate rises from 0")
+
+
+class ParallelParams(OptimizationParams):
+    """Base of the parameters of stages that several processes can share."""
+
+    processes: int = Field(
+        default=1,
+        ge=1,
+        le=256,
+        description="on this machine, each computing a part of every batch; several need kdpipe[distributed]",
+    )
+
+    @model_validator(mode="after")
+    def _check_processes(self) -> Self:
+        if self.batch_size < self.processes:
+            raise ValueError(f"a batch of {self.batch_size} images can't be shared by {self.processes} processes")
+        return self
+
+    def further_libraries(self) -> tuple[str, ...]:
+        """Return what several processes talk through."""
+        return (*super().further_libraries(), *(["lightning-fabric"] if self.processes > 1 else []))
 
 
 def make_optimizer(params: OptimizationParams, modules: Iterable[nn.Module]) -> Optimizer:

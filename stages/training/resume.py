@@ -13,8 +13,9 @@ from typing import Any, Protocol
 import torch
 
 from kdpipe.stages.base import Rows
+from kdpipe.stages.training.parallel import ALONE, Parallel
 
-FORMAT = 1
+FORMAT = 2
 _DIGEST = 32
 
 
@@ -49,8 +50,9 @@ class Resume:
     """Keeps everything that the rest of a loop depends on, so that a killed stage goes on from its last epoch.
 
     What is trained, every random generator and the rows of the finished epochs are written after each epoch, beside
-    torch's own global generators. The file is moved into place when it is complete, and carries a hash of its
-    content: whatever happens, there is the newest whole state or an older one.
+    torch's own global generators, which may differ between processes that share the work. The file, which the first
+    of these writes, is moved into place when it is complete, and carries a hash of its content: whatever happens,
+    there is the newest whole state or an older one.
 
     Args:
         directory: of the stage, as `StageContext.scratch()` lends it.
@@ -66,15 +68,19 @@ class Resume:
         """Add a part."""
         self._parts[name] = part
 
-    def save(self, rows: Rows, done: int) -> None:
-        """Write the state after `len(rows)` epochs and `done` steps."""
+    def save(self, rows: Rows, done: int, parallel: Parallel = ALONE) -> None:
+        """Write the state after `len(rows)` epochs and `done` steps; called by all processes."""
+        random = parallel.gather(torch.get_rng_state())
+        random_cuda = parallel.gather(torch.cuda.get_rng_state()) if torch.cuda.is_initialized() else []
+        if parallel.rank:
+            return
         document = {
             "format": FORMAT,
             "torch": str(torch.__version__),
             "rows": rows,
             "done": done,
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+            "random": list(random),
+            "random_cuda": list(random_cuda),
             "parts": {name: part.state_dict() for name, part in self._parts.items()},
         }
         buffer = io.BytesIO()
@@ -88,7 +94,7 @@ class Resume:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def load(self) -> tuple[Rows, int]:
+    def load(self, parallel: Parallel = ALONE) -> tuple[Rows, int]:
         """Go back to the newest state, if there is a whole one that fits.
 
         Returns:
@@ -102,11 +108,12 @@ class Resume:
             return [], 0
         document = torch.load(io.BytesIO(content[_DIGEST:]), map_location="cpu", weights_only=True)
         same = document["format"] == FORMAT and document["torch"] == str(torch.__version__)
+        same = same and len(document["random"]) == parallel.count
         if not same or set(document["parts"]) != set(self._parts):
             return [], 0
         for name, part in self._parts.items():
             part.load_state_dict(document["parts"][name])
-        torch.set_rng_state(document["random"])
+        torch.set_rng_state(document["random"][parallel.rank])
         if document["random_cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(document["random_cuda"])
+            torch.cuda.set_rng_state(document["random_cuda"][parallel.rank])
         return document["rows"], document["done"]

@@ -21,10 +21,10 @@ from kdpipe.stages.base import Inputs, Outcome, Rows, StageContext
 from kdpipe.stages.data.batches import TensorBatches, augmentation
 from kdpipe.stages.teachers import Member, TeachersParams
 from kdpipe.stages.training.checkpoints import load_state, read_checkpoint, rename_modules
-from kdpipe.stages.training.device import choose_device
 from kdpipe.stages.training.ensemble import TeacherEnsemble
 from kdpipe.stages.training.loop import Report, train
 from kdpipe.stages.training.metrics import accuracy, predict
+from kdpipe.stages.training.parallel import ALONE, Parallel
 from kdpipe.stages.training.parameters import OptimizationParams, make_optimizer
 from kdpipe.stages.training.resume import GeneratorState, Resume
 from kdpipe.stages.training.schedules import make_schedule
@@ -32,7 +32,7 @@ from kdpipe.stages.training.seeding import derive_seed, seeded
 from kdpipe.targets.errors import DataError, placed
 
 
-def make_ensemble(params: TeachersParams, inputs: Inputs, context: StageContext) -> Outcome:
+def make_ensemble(params: TeachersParams, inputs: Inputs, context: StageContext, parallel: Parallel = ALONE) -> Outcome:
     """Do the work of the stage `teacher-ensemble`."""
     split = load_split(inputs["train"].path) if inputs.get("train") else None
     validation = load_split(inputs["validation"].path) if inputs.get("validation") else None
@@ -68,7 +68,7 @@ def make_ensemble(params: TeachersParams, inputs: Inputs, context: StageContext)
                     context.progress(before + done, len(trained) * params.epochs, "epoch", **shown)
 
                 seed = derive_seed(context.seed, "batches", index)
-                device = choose_device(context.accelerator)
+                device = parallel.device(context.accelerator)
                 history[f"teacher-{index}"] = train_classifier(
                     network,
                     replace(split, space=description.space),
@@ -79,6 +79,7 @@ def make_ensemble(params: TeachersParams, inputs: Inputs, context: StageContext)
                     device=device,
                     report=report,
                     resume=Resume(context.scratch(), f"teacher-{index}", {}),
+                    parallel=parallel,
                 )
                 finished += 1
         network = network.cpu().eval()
@@ -106,6 +107,7 @@ def train_classifier(
     device: torch.device,
     report: Report | None = None,
     resume: Resume | None = None,
+    parallel: Parallel = ALONE,
 ) -> Rows:
     """Train a network on labelled images by cross entropy, in place, and return a row an epoch.
 
@@ -119,6 +121,7 @@ def train_classifier(
         device: where the network is trained, and left.
         report: called after each epoch.
         resume: of this network's loop, without parts.
+        parallel: the process.
     """
     generator = torch.Generator().manual_seed(seed)
     batches = TensorBatches(
@@ -127,6 +130,7 @@ def train_classifier(
         generator,
         augment=augmentation(pixels, mirror),
         device=device,
+        parallel=parallel,
     )
     correct: list[float] = []
 
@@ -145,16 +149,18 @@ def train_classifier(
     if resume is not None:
         resume.watch("network", network)
         resume.watch("batches", GeneratorState(generator))
-    return train(
-        batches,
-        step,
-        make_optimizer(params, [network]),
-        make_schedule(params.schedule, params.warmup),
-        epochs=params.epochs,
-        evaluate=evaluate,
-        report=report,
-        resume=resume,
-    )
+    with parallel.synchronized([network]):
+        return train(
+            batches,
+            step,
+            make_optimizer(params, [network]),
+            make_schedule(params.schedule, params.warmup),
+            epochs=params.epochs,
+            evaluate=evaluate,
+            report=report,
+            resume=resume,
+            parallel=parallel,
+        )
 
 
 def _space(member: Member, params: TeachersParams, split: Split | None) -> ImageSpace:

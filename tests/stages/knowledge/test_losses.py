@@ -126,3 +126,31 @@ def test_state_and_generators_are_all_that_a_loss_remembers(name, losses):
     for generator, kept in zip(again.generators(), drawn, strict=True):
         generator.set_state(kept)
     assert [float(again(k).detach()) for _ in range(3)] == [float(value.detach()) for value in going_on]
+
+
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_a_loss_is_the_mean_over_a_batchs_parts_unless_its_entry_says_that_it_compares_images(name, losses, numeric):
+    """Which is what several processes rely on; batch norms, which they synchronize, do not learn here."""
+    k = losses.knowledge()
+
+    def part(rows):
+        return replace(
+            k,
+            student_logits=k.student_logits[rows],
+            student_feature=k.student_feature[rows],
+            teacher_logits=k.teacher_logits[:, rows],
+            teacher_features=[feature[rows] for feature in k.teacher_features],
+            labels=k.labels[rows],
+            student_layers=[layer[rows] for layer in k.student_layers],
+            teacher_layers=[[layer[rows] for layer in layers] for layers in k.teacher_layers],
+            student_embedding=k.student_embedding[rows],
+            teacher_embeddings=[embedding[rows] for embedding in k.teacher_embeddings],
+            indices=k.indices[rows],
+        )
+
+    def value(rows):
+        return numeric(prepared(losses, name).eval()(part(rows)))
+
+    whole = value(slice(0, 6))
+    parts = (4 * value(slice(0, 4)) + 2 * value(slice(4, 6))) / 6
+    assert (parts == pytest.approx(whole, rel=1e-4)) != LOSSES[name].compares_images

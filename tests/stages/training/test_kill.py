@@ -53,6 +53,13 @@ STAGES = {
         "epochs": 6,
     },
     "mutual": {"uses": "mutual", "samples": "${data.digits.train}", "members": [SMALL, SMALL], "epochs": 8},
+    "shared": {
+        "uses": "mutual",
+        "samples": "${data.digits.train}",
+        "members": [SMALL, SMALL],
+        "epochs": 8,
+        "processes": 2,
+    },
     "quantize": {
         "uses": "quantize",
         "network": "${student.network}",
@@ -74,6 +81,7 @@ LOOPS = [  # what is killed, and the loop in it
     ("distill", "student-0"),
     ("distill", "student-1"),
     ("mutual", "members"),
+    ("shared", "members"),
     ("quantize", "quantized-8"),
     ("quantize", "quantized-4"),
     ("quantize", "quantized-3"),
@@ -84,7 +92,7 @@ LOOPS = [  # what is killed, and the loop in it
 def stages(killed):
     if killed == "teachers":
         return {"teachers": TEACHERS}
-    if killed == "mutual":
+    if killed in ("mutual", "shared"):
         return {"killed": STAGES[killed]}
     quick = {"teachers": {**TEACHERS, "epochs": 1}}
     return {**quick, **({"student": STUDENT} if killed == "quantize" else {}), "killed": STAGES[killed]}
