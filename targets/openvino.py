@@ -51,6 +51,11 @@ STRUCTURE_FILE, CONSTANTS_FILE = "model.xml", "model.bin"
 STORED_BITS = {"packed": {2: 2, 3: 4, 4: 4, 8: 8}}
 SMALLEST_SCALE = 2e-8
 """Below, with a margin of about 2, OpenVINO 2026.4's CPU plugin takes FakeQuantize's range for empty: wrong values."""
+SMALLEST_LIMIT = 2e-6
+"""A range that reaches less far below zero the plugin takes, with a margin of about 2, for one that begins at zero."""
+COARSE, COARSE_TERM = 16, 2
+"""Of how many steps of its reader one step may be, before what float32 loses in a zero is seen there; and a sum's term,
+before it is seen that the plugin adds what a convolution gives without rounding it."""
 
 
 def export(graph: IntegerGraph, directory: Path) -> list[Path]:
@@ -84,14 +89,6 @@ def export(graph: IntegerGraph, directory: Path) -> list[Path]:
 
 def _build(writer: _Writer, graph: IntegerGraph) -> Any:
     refuse_unsupported(graph, _WRITERS, "OpenVINO")
-    for name in _tensor_names(graph):
-        scale = graph.tensor(name).quantization.scale
-        if scale < SMALLEST_SCALE:
-            raise UnsupportedError(
-                f"OpenVINO computes wrong values with steps below {SMALLEST_SCALE}; this layer's is {scale:.3g}",
-                where=f"layer {name}",
-                remedy="Its outputs are practically constant: train longer, or choose another target",
-            )
     parameter = writer.ops.parameter([-1, *graph.input.shape], np.float32, name=INPUT_NAME)
     parameter.output(0).get_tensor().set_names({INPUT_NAME})
     tensors = {graph.input_name: writer.quantize(parameter, graph.input_name, graph.input.quantization)}
@@ -117,6 +114,11 @@ def _tensor_names(graph: IntegerGraph) -> list[str]:
     return [graph.input_name, *(node.name for node in graph.nodes)]
 
 
+def _first_level(q: Quantization) -> int:
+    """Return the first of FakeQuantize's 256 levels, in steps from zero: zero itself where nothing lies below it."""
+    return 0 if q.qmin >= q.zero_point else -128 - q.zero_point
+
+
 class _Writer:
     """Makes openvino nodes, and keeps the memory of their constants."""
 
@@ -138,12 +140,18 @@ class _Writer:
     def quantize(self, real: Any, tensor: str, quantization: Quantization) -> Any:
         """Round `real` to the steps of `tensor`, and limit it to their range."""
         # FakeQuantize of fewer than 256 levels is not run in integers; the limits lie on steps.
-        return self.named(self._round(self._limit(real, quantization), quantization), tensor)
+        first = _first_level(quantization)
+        return self.named(self._round(self._limit(real, quantization), tensor, quantization, first), tensor)
 
     def limit_rounded(self, real: Any, tensor: str, quantization: Quantization) -> Any:
-        """As `quantize`, for what lies on the steps of another tensor; the limits are applied last, in float32."""
-        # OpenVINO moves a Clamp to before those steps are scaled, where its limits lie between two of them.
-        return self.named(self._limit(self._round(real, quantization), quantization), tensor)
+        """As `quantize`, for what lies on the steps of another tensor."""
+        # OpenVINO moves a Clamp to before those steps are scaled, where its limits lie between two of them: the levels
+        # themselves end at the largest and, once more rounded, begin at the smallest.
+        first, last = (limit - quantization.zero_point for limit in (quantization.qmin, quantization.qmax))
+        rounded = self._round(real, tensor, quantization, last - 255)
+        if last - first < 255:
+            rounded = self._round(rounded, tensor, quantization, first)
+        return self.named(rounded, tensor)
 
     def _limit(self, real: Any, q: Quantization) -> Any:
         if (q.qmin, q.qmax) == (-128, 127):
@@ -151,9 +159,37 @@ class _Writer:
         scale = np.float32(q.scale)
         return self.ops.clamp(real, float(scale * (q.qmin - q.zero_point)), float(scale * (q.qmax - q.zero_point)))
 
-    def _round(self, real: Any, q: Quantization) -> Any:
-        low, high = (self.constant(np.float32(q.scale) * np.float32(limit - q.zero_point)) for limit in (-128, 127))
+    def _round(self, real: Any, tensor: str, q: Quantization, first: int) -> Any:
+        """Round to the nearest of 256 levels, of which the first is `first` steps from zero.
+
+        Raises:
+            UnsupportedError: the steps are too small for OpenVINO.
+        """
+        smallest = max(SMALLEST_SCALE, -SMALLEST_LIMIT / first if first < 0 else 0.0)
+        if q.scale < smallest:
+            raise UnsupportedError(
+                f"OpenVINO computes wrong values with steps below {smallest:.3g}; this layer's is {q.scale:.3g}",
+                where=f"layer {tensor}",
+                remedy="Its outputs are practically constant: train longer, or choose another target",
+            )
+        low, high = (self.constant(np.float32(q.scale) * np.float32(level)) for level in (first, first + 255))
         return self.ops.fake_quantize(real, low, high, low, high, 256)
+
+    def on_steps(self, real: Any, q: Quantization, factor: float, coarse: float = COARSE) -> Any:
+        """Return `real`, of the steps `q`, on them exactly where they are coarse for what reads it.
+
+        FakeQuantize that is computed in float32 gives a zero that is off by up to 3e-5 of a step.
+
+        Args:
+            real: what is read.
+            q: its steps.
+            factor: of how many steps of the reader's output one of `real` can be.
+            coarse: the largest factor that leaves `real` as it is.
+        """
+        if factor <= coarse:
+            return real
+        steps = self.ops.round(self.ops.multiply(real, self.constant(np.float32(1 / q.scale))), "half_to_even")
+        return self.ops.multiply(steps, self.constant(np.float32(q.scale)))
 
     def named(self, node: Any, tensor: str) -> Any:
         node.set_friendly_name(tensor)
@@ -194,8 +230,8 @@ def _real_bias(op: Conv2d | Linear, source: Quantization, output: Quantization) 
 
 
 def _needs_second_column(node: Node, op: Conv2d) -> bool:
-    """Whether the plugin would take the only column for a row, and the horizontal stride for the vertical one."""
-    return node.output.shape[2] == 1 < node.output.shape[1] and op.stride[0] != op.stride[1]
+    """Whether the plugin would take the only column for a row, and mistake strides or read beyond the padding."""
+    return node.output.shape[2] == 1 < node.output.shape[1] and max(op.stride) > 1
 
 
 def _window(graph: IntegerGraph, node: Node, op: Conv2d) -> tuple[list[int], ...]:
@@ -251,17 +287,29 @@ def _linear(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any],
 
 
 def _add(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any], op: Add) -> Any:
-    return writer.quantize(writer.ops.add(*inputs), node.name, node.output.quantization)
+    output = node.output.quantization
+    sources = [graph.tensor(name).quantization for name in node.inputs]
+    terms = [
+        writer.on_steps(real, source, source.scale / output.scale, COARSE_TERM)
+        for real, source in zip(inputs, sources, strict=True)
+    ]
+    return writer.quantize(writer.ops.add(*terms), node.name, output)
 
 
 def _mul(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any], op: Mul) -> Any:
-    return writer.quantize(writer.ops.multiply(*inputs), node.name, node.output.quantization)
+    output = node.output.quantization
+    sources = [graph.tensor(name).quantization for name in node.inputs]
+    largest = 255 * sources[0].scale * sources[1].scale / output.scale
+    factors = [writer.on_steps(real, source, largest) for real, source in zip(inputs, sources, strict=True)]
+    return writer.quantize(writer.ops.multiply(*factors), node.name, output)
 
 
 def _lookup(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any], op: Lookup) -> Any:
     ops = writer.ops
     functions = {"hard_sigmoid": ops.hsigmoid, "hard_swish": ops.hswish, "sigmoid": ops.sigmoid, "silu": ops.swish}
-    return writer.quantize(functions[op.function](inputs[0]), node.name, node.output.quantization)
+    source, output = graph.tensor(node.inputs[0]).quantization, node.output.quantization
+    real = writer.on_steps(inputs[0], source, source.scale / output.scale)
+    return writer.quantize(functions[op.function](real), node.name, output)
 
 
 def _softmax(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[Any], op: Softmax) -> Any:
@@ -316,7 +364,8 @@ def _requantize(writer: _Writer, graph: IntegerGraph, node: Node, inputs: list[A
     source, output = graph.tensor(node.inputs[0]).quantization, node.output.quantization
     # Of steps that are coarser than the output's; limits between finer ones are less than one of the output's away.
     quantize = writer.limit_rounded if source.scale > output.scale else writer.quantize
-    return quantize(inputs[0], node.name, output)
+    real = writer.on_steps(inputs[0], source, source.scale / output.scale)
+    return quantize(real, node.name, output)
 
 
 _WRITERS: dict[type, Callable[[_Writer, IntegerGraph, Node, list[Any], Any], Any]] = {

@@ -1,8 +1,9 @@
 """An integer graph as TensorFlow Lite, int8 from its first layer to its last, for LiteRT and TFLite Micro.
 
 TFLite Micro computes what this file says exactly as the integer graph does where its rounding is `tflite`, and so do
-LiteRT's reference kernels, but for FULLY_CONNECTED, which they round once (as `single` does). Elsewhere a stored
-integer may be one step away: XNNPACK, which LiteRT uses by default, requantizes in floating point.
+LiteRT's reference kernels, but for FULLY_CONNECTED, which they round once (as `single` does), and MUL, which they
+multiply with a float32. Elsewhere a stored integer may be one step away: XNNPACK, which LiteRT uses by default,
+requantizes in floating point.
 
 Weights of 2 to 4 bits of convolutions are stored as INT4, the narrowest that CONV_2D and DEPTHWISE_CONV_2D take; those
 of linear layers as int8, because TFLite Micro's FULLY_CONNECTED takes nothing narrower. Input and output are int8, or
@@ -52,6 +53,9 @@ FILE = "model.tflite"
 LARGEST_SOFTMAX = 511
 """Channels of a SOFTMAX: where the sum of exponentials, in units of the largest, is 512 or more, the reference kernel
 and TFLite Micro's divide by 2**32 with a 32-bit mask, and abort."""
+LARGEST_PRODUCT = 2**15 - 2**8
+"""Steps of a MUL's output: LiteRT's optimized kernel, which XNNPACK leaves large products to, adds the zero point in 16
+bits. It saturates before, but not after."""
 LINEAR_STORED_BITS = {2: 8, 3: 8, 4: 8, 8: 8}
 STORED_BITS = {"packed": {2: 4, 3: 4, 4: 4, 8: 8}, "int8": LINEAR_STORED_BITS}
 """By the choice of `weights`, the width at which convolutions' weights of each width are stored."""
@@ -157,6 +161,15 @@ def _add(writer: GraphWriter, node: Node, op: Add) -> None:
 
 
 def _mul(writer: GraphWriter, node: Node, op: Mul) -> None:
+    first, second = (writer.graph.tensor(name).quantization for name in node.inputs)
+    steps = [max(q.zero_point - q.qmin, q.qmax - q.zero_point) for q in (first, second)]
+    largest = steps[0] * steps[1] * first.scale * second.scale / node.output.quantization.scale
+    if largest > LARGEST_PRODUCT:
+        raise UnsupportedError(
+            f"TFLite's kernels overflow at products of {largest:.0f} steps of their output",
+            where=f"layer {node.name}",
+            remedy=f"Give it a range of which they are at most {LARGEST_PRODUCT} steps, or choose another target",
+        )
     writer.compute(node, "MUL", [writer.source(node, 0), writer.source(node, 1)], "MulOptions")
 
 

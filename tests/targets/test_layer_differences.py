@@ -129,7 +129,7 @@ def test_unrounded_numbers_round_to_the_references(random_graph, random_inputs) 
     assert seen == {"Conv2d", "Linear", "Add", "Mul", "Lookup", "Softmax", "AveragePool2d", "Requantize"}
 
 
-@pytest.mark.parametrize("target", ["onnx", "tflite"])
+@pytest.mark.parametrize("target", ["onnx", "openvino", "tflite"])
 def test_runtimes_round_within_their_slack(target, random_graph, random_inputs, tmp_path) -> None:
     """What keeps a correct runtime from being blamed."""
     for seed in range(20):

@@ -14,13 +14,17 @@ from kdpipe.targets.graph import (
     Conv2d,
     IntegerGraph,
     Linear,
+    Lookup,
+    Mul,
     Node,
+    Operator,
     Quantization,
     Requantize,
     TensorType,
     Weight,
     convolution_output_size,
 )
+from kdpipe.targets.lookup import FUNCTIONS
 
 openvino = pytest.importorskip("openvino")
 
@@ -143,16 +147,94 @@ def convolution(shape: tuple[int, ...], kernel: tuple[int, int], *window: tuple[
         ((8, 7, 1), (1, 1), ((1, 2), (0, 0, 0, 1), (1, 2))),
         ((8, 8, 2), (3, 2), ((2, 1), (1, 0, 2, 0))),
         ((8, 8, 1), (3, 3), ((1, 1), (0, 1, 2, 1), (2, 1))),
+        ((4, 7, 3), (3, 3), ((2, 2), (2, 1, 2, 0))),
+        ((1, 8, 1), (2, 2), ((2, 2), (1, 1, 1, 1))),
     ],
 )
-def test_one_column_out_with_unequal_strides(
-    shape, kernel, window, layer_differences, random_inputs, tmp_path: Path
-) -> None:
-    """The plugin takes the horizontal stride for the vertical one there."""
+def test_one_column_out_with_strides(shape, kernel, window, layer_differences, random_inputs, tmp_path: Path) -> None:
+    """The plugin takes the horizontal stride for the vertical one there, or reads what is not there."""
     graph = convolution(shape, kernel, *window)
     assert graph.output.shape[2] == 1
     # A half may be rounded to the other side.
     assert layer_differences(graph, run(graph, random_inputs(graph, 8), tmp_path))["conv"] <= 1
+
+
+def test_steps_near_zero_are_refused_where_the_range_would_lose_its_beginning(
+    random_inputs, layer_differences, tmp_path: Path
+) -> None:
+    """The plugin takes a range that begins between -1e-6 and 0 for one that begins at 0."""
+
+    def doubled(scale: float, qmin: int) -> IntegerGraph:
+        source, output = (
+            TensorType((1, 4, 4), Quantization(float(np.float32(scale)), *rest))
+            for rest in ((0,), (-120, qmin, qmin + 127))
+        )
+        return IntegerGraph("net", "x", source, (Node("sum", Add(), ("x", "x"), output),))
+
+    smallest = exporter.SMALLEST_LIMIT / 8
+    with pytest.raises(UnsupportedError, match=r"layer sum: .*wrong values.*below 2.5e-07; this layer's is 2.4"):
+        exporter.export(doubled(smallest * 0.99, -128), tmp_path)
+    assert not list(tmp_path.iterdir())
+    # Where nothing lies below zero, the levels begin there.
+    for scale, qmin in ((smallest * 1.01, -128), (exporter.SMALLEST_SCALE * 1.01, -120)):
+        graph = doubled(scale, qmin)
+        inputs = random_inputs(graph, 8)
+        assert layer_differences(graph, run(graph, inputs, tmp_path))["sum"] <= 1
+
+
+def test_narrow_ranges_behind_coarser_steps_stay_in_integers(layer_differences, random_inputs, tmp_path: Path) -> None:
+    """A limit as a Clamp behind the steps would leave the layer that reads them to a float kernel, of 8-bit weights."""
+    source, narrow = TensorType((64,), Quantization(0.375, -11)), TensorType((64,), Quantization(0.125, -36, -36, 100))
+    values = np.random.default_rng(0).integers(-7, 8, (4, 64)).astype(np.int8)
+    linear = Linear(Weight(values, np.full(4, 0.01, np.float32), 4), np.zeros(4, np.int32))
+    nodes = (
+        Node("narrow", Requantize(), ("x",), narrow),
+        Node("linear", linear, ("narrow",), TensorType((4,), Quantization(0.25, 0))),
+    )
+    graph = IntegerGraph("net", "x", source, nodes)
+    inputs = random_inputs(graph, 8)
+    trace = run(graph, inputs, tmp_path)
+    assert layer_differences(graph, trace)["narrow"] == 0
+    compiled = openvino.Core().compile_model(str(tmp_path / "model.xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    operations = compiled.get_runtime_model().get_ordered_ops()
+    (layer,) = (op for op in operations if op.get_rt_info()["layerType"].astype(str) == "FullyConnected")
+    assert layer.input_value(0).get_element_type() == openvino.Type.u8
+
+
+VERY_COARSE = 1.37 * 2.0**18
+
+
+@pytest.mark.parametrize(
+    ("op", "coarse", "output"),
+    [
+        (Add(), 0.33, 0.04),
+        (Add(), VERY_COARSE, 0.5),
+        (Mul(), VERY_COARSE, 6.0),
+        (Requantize(), VERY_COARSE, 0.25),
+        *((Lookup(function), VERY_COARSE, 2.0**-7) for function in FUNCTIONS),
+    ],
+)
+def test_coarse_steps_are_rounded_before_they_are_read(
+    op: Operator, coarse: float, output: float, layer_differences, tmp_path: Path
+) -> None:
+    """The plugin adds what a convolution gives without rounding it, and the zero that float32 gives is not zero."""
+    rng = np.random.default_rng(0)
+    shape, scales = (2, 4, 4), rng.uniform(0.005, 0.02, 2).astype(np.float32)
+    weight = Weight(rng.integers(-3, 4, (2, 2, 1, 1)).astype(np.int8), scales, 4)
+
+    def tensor(scale: float, zero_point: int) -> TensorType:
+        return TensorType(shape, Quantization(float(np.float32(scale)), zero_point))
+
+    source = tensor(coarse * 2, 5)
+    conv = Node("conv", Conv2d(weight, np.zeros(2, np.int32)), ("x",), tensor(coarse, -14))
+    fine = Node("fine", Requantize(), ("x",), tensor(coarse / 4 if coarse < 1 else 0.5, -6))
+    others = (conv, fine) if isinstance(op, Add | Mul) else (conv,)
+    nodes = (*others, Node("reader", op, tuple(node.name for node in others), tensor(output, 40)))
+    graph = IntegerGraph("net", "x", source, nodes)
+    inputs = rng.integers(-128, 128, (8, *shape)).astype(np.int8)
+    inputs[:4] = 5
+    inputs[2:4, 0] = 6
+    assert layer_differences(graph, run(graph, inputs, tmp_path))["reader"] <= 1
 
 
 def test_windows_that_never_reach_the_input_are_refused(tmp_path: Path) -> None:

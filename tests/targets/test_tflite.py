@@ -21,9 +21,11 @@ from kdpipe.targets.graph import (
     IntegerGraph,
     Linear,
     MaxPool2d,
+    Mul,
     Node,
     Quantization,
     Requantize,
+    Slice,
     Softmax,
     TensorType,
     Weight,
@@ -295,3 +297,33 @@ def test_softmax_is_tflites_to_the_bit(channels: int, scale: float) -> None:
 def test_a_softmax_that_stops_tflites_kernels_is_refused() -> None:
     with pytest.raises(UnsupportedError, match=r"layer probabilities: .*512 channels"):
         exporter.build_model(softmax_graph(512, 0.1))
+
+
+def product_graph(largest: float, zero_point: int) -> IntegerGraph:
+    """Two channels multiplied, `largest` steps at most."""
+    source = Quantization(float(np.float32(np.sqrt(largest) / 128)), 0)
+    halves = [Node(f"x{index}", Slice(index, index + 1), ("x",), TensorType((1, 1, 64), source)) for index in (0, 1)]
+    product = Node("product", Mul(), ("x0", "x1"), TensorType((1, 1, 64), Quantization(1.0, zero_point)))
+    return IntegerGraph("net", "x", TensorType((2, 1, 64), source), (*halves, product), "tflite")
+
+
+def test_products_that_overflow_are_refused_and_the_others_are_right(random_inputs, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match=r"layer product: .*overflow at products of 328.. steps"):
+        exporter.export(product_graph(exporter.LARGEST_PRODUCT * 1.01, 0), tmp_path)
+    assert not list(tmp_path.iterdir())
+    for zero_point in (-128, 127):
+        graph = product_graph(exporter.LARGEST_PRODUCT * 0.999, zero_point)
+        inputs = random_inputs(graph, 16)
+        expected = reference.run(graph, inputs)
+        for kernels in ("BUILTIN", "BUILTIN_WITHOUT_DEFAULT_DELEGATES", "BUILTIN_REF"):
+            interpreter = litert.Interpreter(
+                model_content=exporter.build_model(graph),
+                experimental_op_resolver_type=litert.OpResolverType[kernels],
+            )
+            (source,), (output,) = interpreter.get_input_details(), interpreter.get_output_details()
+            interpreter.resize_tensor_input(source["index"], [len(inputs), *source["shape"][1:]])
+            interpreter.allocate_tensors()
+            interpreter.set_tensor(source["index"], inputs.transpose(0, 2, 3, 1))
+            interpreter.invoke()
+            found = interpreter.get_tensor(output["index"]).transpose(0, 3, 1, 2)
+            assert np.abs(found.astype(int) - expected).max() <= 1, kernels

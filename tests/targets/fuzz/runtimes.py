@@ -1,6 +1,6 @@
 """What each runtime promises, checked on one graph: docs/targets.md says the same in words."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,8 @@ from kdpipe.targets.devices.host_litert import HostLitert
 from kdpipe.targets.devices.host_onnxruntime import HostOnnxruntime
 from kdpipe.targets.devices.host_openvino import HostOpenvino
 from kdpipe.targets.errors import DeviceError
-from kdpipe.targets.graph import IntegerGraph, Linear, Node, accumulator_bound
+from kdpipe.targets.fixed_point import multiply_by_quantized_multiplier, quantize_multiplier
+from kdpipe.targets.graph import IntegerGraph, Linear, Mul, Node, TensorType, accumulator_bound
 
 Inputs = NDArray[np.int8]
 
@@ -75,7 +76,10 @@ def _largest_factor(graph: IntegerGraph) -> float:
 
 
 def check_litert_reference(graph: IntegerGraph, inputs: Inputs, directory: Path) -> None:
-    """To the bit, whatever the graph's rounding: as `tflite`, but for FULLY_CONNECTED, which rounds once."""
+    """To the bit, whatever the graph's rounding: as `tflite`, but for two operators.
+
+    FULLY_CONNECTED rounds once, and MUL computes what it multiplies with in float32.
+    """
     from ai_edge_litert import interpreter as litert
 
     interpreter = litert.Interpreter(
@@ -97,8 +101,25 @@ def check_litert_reference(graph: IntegerGraph, inputs: Inputs, directory: Path)
     twice, once = layer_differences(graph, trace, "tflite"), layer_differences(graph, trace, "single")
     for node in graph.nodes:
         steps = (once if isinstance(node.op, Linear) else twice).get(node.name, 0)
+        if isinstance(node.op, Mul) and node.name in trace:
+            values = [trace[name] for name in node.inputs]
+            product = _product_by_float32(values, [graph.tensor(name) for name in node.inputs], node.output)
+            steps = int(np.abs(product - trace[node.name]).max())
         if steps:
             raise MismatchError(f"layer {node.name}: {steps} steps")
+
+
+def _product_by_float32(values: Sequence[Inputs], types: Sequence[TensorType], output: TensorType) -> NDArray[np.int64]:
+    """Return a product as LiteRT's own kernel computes it: its factor has 24 bits, a graph's 31."""
+    first, second, step = (np.float32(tensor.quantization.scale) for tensor in (*types, output))
+    factor = quantize_multiplier(float(first * second / step))
+    limits = output.quantization
+    steps = [
+        value.astype(np.int64) - tensor.quantization.zero_point for value, tensor in zip(values, types, strict=True)
+    ]
+    scaled = multiply_by_quantized_multiplier(steps[0] * steps[1], *factor, "tflite")
+    product: NDArray[np.int64] = np.clip(scaled + limits.zero_point, limits.qmin, limits.qmax)
+    return product
 
 
 def check_tflite_micro(graph: IntegerGraph, inputs: Inputs, directory: Path) -> None:
