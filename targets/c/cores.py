@@ -9,18 +9,27 @@ CoreName = Literal["generic", "cortex-m0plus", "cortex-m3", "cortex-m4", "cortex
 GENERIC: CoreName = "generic"
 """Any core with a C99 compiler."""
 
-THUMB, DSP, FPU = "the Thumb instructions of Armv6-M", "the DSP extension", "a floating-point unit"
-"""Every Cortex-M has those of Armv6-M. The DSP extension multiplies pairs of 16-bit integers. Of the FPU the kernels
-use the registers only."""
+THUMB, ARMV7M = "the Thumb instructions of Armv6-M", "the instructions of Armv7-M"
+DSP, FPU = "the DSP extension", "a floating-point unit"
+"""Every Cortex-M has the instructions of Armv6-M, all but M0, M0+ and M23 those of Armv7-M. The DSP extension
+multiplies pairs of 16-bit integers. Of the FPU the kernels use the registers only."""
+
+CONDITIONS: Mapping[str, str] = {
+    THUMB: "defined(__thumb__)",
+    ARMV7M: "__ARM_ARCH_ISA_THUMB >= 2",
+    DSP: "defined(__ARM_FEATURE_DSP)",
+}
+"""By feature, for the preprocessor, whether the compiler's target has it. (Compilers know of an FPU only where
+floating-point numbers are passed in its registers, which is not what the kernels need.)"""
 
 FEATURES: Mapping[str, frozenset[str]] = {
     "generic": frozenset(),
     "cortex-m0plus": frozenset({THUMB}),
-    "cortex-m3": frozenset({THUMB}),
-    "cortex-m4": frozenset({THUMB, DSP, FPU}),
-    "cortex-m7": frozenset({THUMB, DSP, FPU}),
-    "cortex-m33": frozenset({THUMB, DSP, FPU}),
-    "cortex-m55": frozenset({THUMB, DSP, FPU}),
+    "cortex-m3": frozenset({THUMB, ARMV7M}),
+    "cortex-m4": frozenset({THUMB, ARMV7M, DSP, FPU}),
+    "cortex-m7": frozenset({THUMB, ARMV7M, DSP, FPU}),
+    "cortex-m33": frozenset({THUMB, ARMV7M, DSP, FPU}),
+    "cortex-m55": frozenset({THUMB, ARMV7M, DSP, FPU}),
 }
 """By core, what kernels may ask for. A Cortex-M33 can be had without either, a Cortex-M55 without an FPU: these have
 both."""

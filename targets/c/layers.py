@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from kdpipe.targets.c.add_m4 import add_dsp
 from kdpipe.targets.c.convolution_m4 import conv8, conv8_flat
 from kdpipe.targets.c.convolution_v6m import conv_dot4
-from kdpipe.targets.c.cores import DSP, FEATURES, FPU, GENERIC, THUMB
+from kdpipe.targets.c.cores import ARMV7M, DSP, FEATURES, FPU, GENERIC, THUMB
 from kdpipe.targets.c.depthwise_m4 import depthwise3
 from kdpipe.targets.c.layer import Field, Layer
 from kdpipe.targets.c.packing import ConstantArray, convolution_rows, fold_zero_point, linear_rows, pack_rows
+from kdpipe.targets.c.scaled_add import scaled_add_v6m, scaled_add_v7m
 from kdpipe.targets.c.storage import flattened_shape, size_of
 from kdpipe.targets.c.ternary_m4 import ternary_outer, ternary_taps
 from kdpipe.targets.errors import UnsupportedError
@@ -393,7 +393,11 @@ _LOWERINGS: dict[type, tuple[Candidate, ...]] = {
         Candidate(_convolution),
     ),
     Linear: (Candidate(_linear),),
-    Add: (Candidate(add_dsp, frozenset({DSP})), Candidate(_add)),
+    Add: (
+        Candidate(scaled_add_v7m, frozenset({ARMV7M})),
+        Candidate(scaled_add_v6m, frozenset({THUMB}), lacks=frozenset({ARMV7M})),
+        Candidate(_add),
+    ),
     Mul: (Candidate(_mul),),
     Lookup: (Candidate(_lookup),),
     Softmax: (Candidate(_softmax),),

@@ -13,6 +13,7 @@ import pytest
 
 from kdpipe.targets.artifact import read_artifact
 from kdpipe.targets.c.generator import arena_bytes, constant_bytes, export, render
+from kdpipe.targets.devices.c_compiler import zig_compiler
 from kdpipe.targets.errors import StorageError, UnsupportedError, UsageError
 from kdpipe.targets.graph import (
     Conv2d,
@@ -249,6 +250,26 @@ def test_sources_for_one_core_hold_portable_ones_too(core: str, small: IntegerGr
     assert "DSP" not in readme
     assert read_artifact(tmp_path).core == core
     assert render(small, core).get("portable/model.c", render(small, core)["model.c"]) == render(small)["model.c"]
+
+
+@pytest.mark.parametrize(
+    ("core", "target", "suited"),
+    [
+        *[("cortex-m0plus", "cortex_m0plus", True), ("cortex-m0plus", "cortex_m4", True)],
+        *[("cortex-m3", "cortex_m0plus", False), ("cortex-m3", "cortex_m3", True)],
+        *[("cortex-m4", "cortex_m3", False), ("cortex-m4", "cortex_m4", True), ("cortex-m0plus", None, False)],
+    ],
+)
+def test_cmake_builds_the_core_s_sources_where_they_run(
+    core: str, target: str | None, suited: bool, small: IntegerGraph, tmp_path: Path
+) -> None:
+    pytest.importorskip("ziglang")
+    found = re.search(r'check_c_source_compiles\("(.*?)"', render(small, core)["CMakeLists.txt"], re.DOTALL)
+    assert found is not None
+    (tmp_path / "asked.c").write_text(found[1])
+    flags = ["-target", "thumb-freestanding-eabi", f"-mcpu={target}"] if target else []
+    command = [*zig_compiler(), *flags, "-c", "asked.c"]
+    assert (subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == 0) == suited
 
 
 def test_an_unknown_core_is_refused(small: IntegerGraph, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from kdpipe.targets.c.generator import export
 from kdpipe.targets.c.layers import lower_node
 from kdpipe.targets.devices import c_compiler, cortex_m, host_c
 from kdpipe.targets.errors import ArtifactError
-from kdpipe.targets.graph import Conv2d, IntegerGraph, Node, Quantization, TensorType, Weight
+from kdpipe.targets.fixed_point import Rounding
+from kdpipe.targets.graph import Add, Conv2d, IntegerGraph, Node, Quantization, Requantize, TensorType, Weight
 
 for package in ("unicorn", "ziglang", "elftools", "capstone"):
     pytest.importorskip(package)
@@ -25,12 +26,18 @@ CORES = ("cortex-m0plus", "cortex-m3", "cortex-m4")
 STRING_H = Path(cortex_m.__file__).parent / "firmware_sources" / "include"
 
 
-def check(graph: IntegerGraph, inputs: NDArray[np.int8], directory: Path, core: str = "cortex-m0plus") -> None:
-    """Run sources for the M0+, which every larger core runs too."""
+def check(
+    graph: IntegerGraph,
+    inputs: NDArray[np.int8],
+    directory: Path,
+    core: str = "cortex-m0plus",
+    sources: str = "cortex-m0plus",
+) -> None:
+    """Run sources on a core; those for the M0+ every larger core runs too."""
     limits = graph.input.quantization
     extremes = [np.full((1, *graph.input.shape), value, dtype=np.int8) for value in (limits.qmin, limits.qmax)]
     inputs = np.concatenate([inputs, *extremes])
-    export(graph, directory, "cortex-m0plus")
+    export(graph, directory, sources)
     traced = cortex_m.create(core).trace(directory, inputs)
     for name, expected in reference.run_all(graph, inputs).items():
         if name in traced:
@@ -94,6 +101,25 @@ def test_channels_of_too_different_scale_go_the_long_way(random_inputs: Inputs, 
     graph = replace(graph, nodes=(replace(node, op=op),))
     assert "multipliers" in lower_node(graph, graph.nodes[0], "cortex-m0plus").arrays
     check(graph, random_inputs(graph, 3), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("core", "rounding"), [("cortex-m0plus", "tflite"), ("cortex-m0plus", "single"), ("cortex-m3", "single")]
+)
+@pytest.mark.parametrize("size", [1, 5, 300])
+def test_sums(core: str, rounding: Rounding, size: int, random_inputs: Inputs, tmp_path: Path) -> None:
+    """Two multiplications an element; the output's scale lets some saturate on either side."""
+    kinds = [Quantization(float(np.float32(scale)), zero) for scale, zero in ((0.05, -3), (0.07, 9), (0.065, -20))]
+    types = [TensorType((size, 1, 1), kind) for kind in kinds]
+    nodes = (Node("other", Requantize(), ("input",), types[1]), Node("sum", Add(), ("input", "other"), types[2]))
+    graph = IntegerGraph("net", "input", types[0], nodes, rounding)
+    assert lower_node(graph, nodes[1], core).kernel == {"cortex-m3": "scaled_add_v7m"}.get(core, "scaled_add_v6m")
+    inputs = random_inputs(graph, 3)
+    check(graph, inputs, tmp_path, core, core)
+    layers = cortex_m.create(core).measure(tmp_path, inputs).layers
+    assert layers is not None
+    # 13 an element of the M0+ and 5 more where it saturates; the M3 has an instruction for that.
+    assert layers[1].instructions < (6.2 if core == "cortex-m3" else 14.5) * size + 40
 
 
 @pytest.mark.parametrize("bits", [8, 4, 2])

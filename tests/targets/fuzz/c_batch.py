@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kdpipe.targets.c.cores import DSP, FEATURES, THUMB
+from kdpipe.targets.c.cores import ARMV7M, DSP, FEATURES, THUMB
 from kdpipe.targets.c.generator import LAYERS_FILE, render
 from kdpipe.targets.c.packing import to_channels_first, to_channels_last
 from kdpipe.targets.devices import firmware
@@ -258,7 +258,7 @@ class ProgramError(Exception):
     """The program for this machine failed; has what a sanitizer said."""
 
 
-_FOLDERS = {THUMB: "armv6m", DSP: "cortex_m4"}
+_FOLDERS = {THUMB: "armv6m", ARMV7M: "armv7m", DSP: "cortex_m4"}
 """Of kernels, by the feature of a core that they are for."""
 
 

@@ -1,4 +1,4 @@
-"""Sums on the DSP extension: two multiplications an element, where they are right for every pair of inputs."""
+"""Sums of tensors by two multiplications an element, where they are right for every pair of inputs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,17 @@ class AddPlan:
     offset: int
 
 
-def add_dsp(graph: IntegerGraph, node: Node) -> Layer | None:
+def scaled_add_v7m(graph: IntegerGraph, node: Node) -> Layer | None:
+    """Plan a sum in Armv7-M's instructions, or return None: see `_scaled_add`."""
+    return _scaled_add(graph, node, "scaled_add_v7m", "armv7m")
+
+
+def scaled_add_v6m(graph: IntegerGraph, node: Node) -> Layer | None:
+    """Plan a sum in Armv6-M's instructions, or return None: see `_scaled_add`."""
+    return _scaled_add(graph, node, "scaled_add_v6m", "armv6m")
+
+
+def _scaled_add(graph: IntegerGraph, node: Node, kernel: str, folder: str) -> Layer | None:
     """Plan a sum, or return None where no factors give the graph's own output for every pair of stored values."""
     first, second = (graph.tensor(name).quantization for name in node.inputs)
     plan = plan_add(first, second, node.output.quantization, graph.rounding)
@@ -35,10 +45,10 @@ def add_dsp(graph: IntegerGraph, node: Node) -> Layer | None:
         return None
     return Layer(
         node=node,
-        kernel="add_dsp",
-        header="add_dsp.h",
-        files=("cortex_m4/add_dsp.S", "cortex_m4/add_dsp.h"),
-        struct="kdp_add_dsp",
+        kernel=kernel,
+        header="scaled_add.h",
+        files=(f"{folder}/{kernel}.S", "scaled_add.h"),
+        struct="kdp_scaled_add",
         fields=[size_of(node.output.shape), plan.first_factor, plan.second_factor, plan.offset],
     )
 

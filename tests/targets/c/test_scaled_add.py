@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kdpipe.targets import reference
-from kdpipe.targets.c.add_m4 import SHIFT, plan_add
+from kdpipe.targets.c.scaled_add import SHIFT, plan_add
 from kdpipe.targets.graph import Add, Quantization, TensorType
 
 

@@ -1,7 +1,7 @@
-/* The sum of two tensors on the DSP extension. */
+/* The sum of two tensors in the instructions of Armv7-M. */
 #include "kernel_config.h"
 
-#define NAME KDP(add_dsp)
+#define NAME KDP(scaled_add_v7m)
 
         .syntax unified
         .thumb
@@ -15,8 +15,8 @@
         strb    r3, [r12], #1
         .endm
 
-/* void NAME(const kdp_add_dsp *layer, const int8_t *first, const int8_t *second, int8_t *output); see add_dsp.h. The plan
- * holds for every pair of inputs, which the generator has tried. */
+/* void NAME(const kdp_scaled_add *layer, const int8_t *first, const int8_t *second, int8_t *output); see scaled_add.h.
+ * The plan holds for every pair of inputs, which the generator has tried. */
         .global NAME
         .type NAME, %function
         .thumb_func
