@@ -113,6 +113,7 @@ class LayerDifferenceReport(_Strict):
     snr_db: float | None
     own_steps: int | None
     misrounded: int | None
+    constants: list[str] | None
 
 
 class ParityReport(_Strict):

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from kdpipe.targets.constants.comparison import Constants, differing_constants, graph_constants
 from kdpipe.targets.errors import UsageError
 from kdpipe.targets.graph import Add, IntegerGraph, Node, Quantization, TensorType
 from kdpipe.targets.reference import compute, run_all
@@ -37,6 +38,7 @@ class Trace:
         quantizations: by layer, what stored integers stand for; empty for a float network.
         graph: where the integer graph itself was run.
         apart: another run's tensors, with every layer kept apart, where `tensors` lacks some that the runtime fuses.
+        constants: what the file, or the graph, itself says of its layers' arithmetic; of these layers alone.
     """
 
     format: str
@@ -44,6 +46,7 @@ class Trace:
     quantizations: Mapping[str, Quantization] = field(default_factory=dict)
     graph: IntegerGraph | None = None
     apart: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    constants: Constants = field(default_factory=dict)
 
     @property
     def fused(self) -> tuple[str, ...]:
@@ -81,6 +84,8 @@ class LayerDifference:
         own_steps: the largest difference of the layer by itself, in steps; None without an integer graph.
         misrounded: how many elements of the layer by itself are neither the graph's nor another correct rounding
             of the exact value; None without an integer graph.
+        constants: in words, which of the layer's constants in B are other ones than in A; None where they are not
+            known of both.
     """
 
     name: str
@@ -89,11 +94,17 @@ class LayerDifference:
     snr_db: float | None
     own_steps: int | None = None
     misrounded: int | None = None
+    constants: tuple[str, ...] | None = None
 
     def exceeds(self, limit: Limit) -> bool:
-        """Whether the layer differs by more than `limit`: by itself where that is known."""
+        """Whether the layer differs by more than `limit`: by itself where that is known.
+
+        Other constants are too much where nothing but a rounding may differ.
+        """
         if limit is None:
             return False
+        if limit in (0, ROUNDING) and self.constants:
+            return True
         if limit == ROUNDING:
             return bool(self.misrounded)
         found = self.own_steps if self.own_steps is not None else self.steps
@@ -102,7 +113,9 @@ class LayerDifference:
 
 def trace_graph(graph: IntegerGraph, inputs: NDArray[np.int8]) -> Trace:
     """Compute the integer graph on stored integers, int8 [N, *graph.input.shape]."""
-    return Trace("integer-graph", run_all(graph, inputs), graph.quantizations(), graph)
+    return Trace(
+        "integer-graph", run_all(graph, inputs), graph.quantizations(), graph, constants=graph_constants(graph)
+    )
 
 
 def compare_layers(a: Trace, b: Trace) -> tuple[LayerDifference, ...]:
@@ -157,7 +170,10 @@ def _compare(name: str, a: Trace, b: Trace, own: tuple[int, int] | None) -> Laye
     signal, noise = float(np.square(first).sum()), float(np.square(difference).sum())
     snr = 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None
     own_steps, misrounded = own or (None, None)
-    return LayerDifference(name, steps, exact, snr, own_steps, misrounded)
+    constants = None
+    if name in a.constants and name in b.constants:
+        constants = differing_constants(a.constants[name], b.constants[name])
+    return LayerDifference(name, steps, exact, snr, own_steps, misrounded, constants)
 
 
 def _own_differences(a: Trace, b: Trace) -> dict[str, tuple[int, int]]:

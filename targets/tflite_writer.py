@@ -10,7 +10,7 @@ import numpy as np
 
 from kdpipe.targets.artifact import INPUT_NAME, OUTPUT_NAME, properties
 from kdpipe.targets.graph import Flatten, IntegerGraph, Linear, Node, Padding, Quantization, TensorType
-from kdpipe.targets.tflite_model import ModelBuilder
+from kdpipe.targets.tflite_model import ModelBuilder, unpack_model
 
 METADATA = "kdpipe"
 """The name of the metadata entry: JSON, of which `output` is the integer graph's name of the output."""
@@ -25,6 +25,18 @@ def stored_name(tensor: str) -> str:
 def channels_last(shape: tuple[int, ...]) -> list[int]:
     """Return a graph's shape as TFLite has it, with a batch of one."""
     return [1, *shape[1:], shape[0]] if len(shape) == 3 else [1, *shape]
+
+
+def stored_tensors(content: bytes) -> dict[str, int]:
+    """Return the index in the file of every tensor that is one of the integer graph's, by its name there."""
+    model = unpack_model(content)
+    (graph,) = model.subgraphs
+    (metadata,) = (entry for entry in model.metadata if entry.name == METADATA.encode())
+    properties = json.loads(bytes(model.buffers[metadata.buffer].data))
+    names = {tensor.name.decode(): index for index, tensor in enumerate(graph.tensors)}
+    stored = {name.removesuffix(STORED_SUFFIX): names[name] for name in names if name.endswith(STORED_SUFFIX)}
+    # Where the file's own output is int8, it is named as such.
+    return {properties["output"]: int(graph.outputs[0])} | stored
 
 
 class GraphWriter:

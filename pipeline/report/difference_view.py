@@ -8,10 +8,11 @@ from kdpipe.pipeline.report.document import LayerDifference, Target
 from kdpipe.pipeline.report.formatting import DASH, count, share, steps
 from kdpipe.pipeline.report.target_view import Cell, Table, TableRow, make_table
 
-COLUMNS = ("Largest difference", "Exact", "SNR", "By itself", "Misrounded")
+COLUMNS = ("Largest difference", "Exact", "SNR", "By itself", "Misrounded", "Constants")
 NOTHING_DIFFERS = "nothing differs, or there is no signal"
 NOT_QUANTIZED = "neither of the two is quantized"
 NO_GRAPH = "neither of the two is the integer graph"
+NO_CONSTANTS = "the files of the two do not both say them"
 
 
 def difference_cells(layer: LayerDifference) -> tuple[Cell, ...]:
@@ -22,6 +23,7 @@ def difference_cells(layer: LayerDifference) -> tuple[Cell, ...]:
         _cell(None if layer.snr_db is None else f"{layer.snr_db:.1f} dB", NOTHING_DIFFERS),
         _cell(None if layer.own_steps is None else steps(layer.own_steps), NO_GRAPH),
         _cell(None if layer.misrounded is None else count(layer.misrounded), NO_GRAPH),
+        _cell(None if layer.constants is None else "; ".join(layer.constants) or "equal", NO_CONSTANTS),
     )
 
 

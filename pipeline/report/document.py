@@ -123,6 +123,7 @@ class LayerDifference(_Entry):
     snr_db: float | None = None
     own_steps: int | None = None
     misrounded: int | None = None
+    constants: list[str] | None = None
 
 
 class Parity(_Entry):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from kdpipe.targets.devices.tracing import Tensors, shown_layers
 from kdpipe.targets.errors import DeviceError
 from kdpipe.targets.tflite import FILE
 from kdpipe.targets.tflite_model import pack_model, unpack_model
-from kdpipe.targets.tflite_writer import METADATA, STORED_SUFFIX
+from kdpipe.targets.tflite_writer import stored_tensors
 
 
 def create() -> HostLitert:
@@ -120,18 +119,6 @@ def _load(content: bytes, artifact: Path) -> Any:
             f"LiteRT can't load the model ({error})", where=str(artifact / FILE), remedy="Export it again"
         ) from None
     return interpreter
-
-
-def stored_tensors(content: bytes) -> dict[str, int]:
-    """Return the index in the file of every tensor that is one of the integer graph's, by its name there."""
-    model = unpack_model(content)
-    (graph,) = model.subgraphs
-    (metadata,) = (entry for entry in model.metadata if entry.name == METADATA.encode())
-    properties = json.loads(bytes(model.buffers[metadata.buffer].data))
-    names = {tensor.name.decode(): index for index, tensor in enumerate(graph.tensors)}
-    stored = {name.removesuffix(STORED_SUFFIX): names[name] for name in names if name.endswith(STORED_SUFFIX)}
-    # Where the file's own output is int8, it is named as such.
-    return {properties["output"]: int(graph.outputs[0])} | stored
 
 
 def with_outputs(content: bytes, tensors: Sequence[int]) -> bytes:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kdpipe.targets.constants.files import file_constants
 from kdpipe.targets.devices.base import Device
 from kdpipe.targets.graph import Quantization
 from kdpipe.targets.layer_differences import Trace
@@ -60,6 +61,8 @@ def trace_on_device(
 ) -> Trace:
     """Run an artifact as it is deployed and, where its runtime fuses layers, once more with all of them kept apart.
 
+    The constants that its file has are read, too.
+
     Args:
         device: where to run it.
         artifact: its directory.
@@ -78,4 +81,5 @@ def trace_on_device(
     apart: Tensors = {}
     if len(tensors) < len(quantizations):
         apart = in_order(device.trace(artifact, inputs, fused=False))
-    return Trace(artifact_format, tensors, quantizations, apart=apart)
+    constants = file_constants(artifact, artifact_format)
+    return Trace(artifact_format, tensors, quantizations, apart=apart, constants=constants)

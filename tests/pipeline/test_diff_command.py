@@ -63,7 +63,7 @@ def test_json_has_the_same(folder, monkeypatch, capsys) -> None:
     assert found["first_divergent_layer"] == "conv2d.1"
     assert found["limit"] == 0
     assert [layer["name"] for layer in found["layers"]][:2] == ["input", "conv2d.0"]
-    assert set(found["layers"][0]) == {"name", "steps", "exact", "snr_db", "own_steps", "misrounded"}
+    assert set(found["layers"][0]) == {"name", "steps", "exact", "snr_db", "own_steps", "misrounded", "constants"}
 
 
 def test_wrong_words_end_with_2_and_failures_with_3(folder, monkeypatch, capsys) -> None:

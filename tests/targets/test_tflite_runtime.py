@@ -15,7 +15,8 @@ import pytest
 
 from kdpipe.targets import reference
 from kdpipe.targets import tflite as exporter
-from kdpipe.targets.devices.host_litert import channels_first, stored_tensors, with_outputs
+from kdpipe.targets.devices.host_litert import channels_first, with_outputs
+from kdpipe.targets.tflite_writer import stored_tensors
 
 pytest.importorskip("ai_edge_litert")
 REQUIREMENTS = ("tflite-runtime==2.14.0", "numpy<2")
