@@ -10,13 +10,13 @@ from pydantic import Field, field_validator, model_validator
 from kdpipe.models.choice import ModelChoice, check_named
 from kdpipe.stages.base import Accepts, Inputs, Outcome, Stage, StageContext
 from kdpipe.stages.knowledge.registry import LOSSES, LossParameters
-from kdpipe.stages.training.parameters import ParallelParams
+from kdpipe.stages.training.parameters import TrainingParams
 from kdpipe.targets.errors import UsageError
 
 LossChoice = dict[str, dict[str, Any] | None]
 
 
-class DistillParams(ParallelParams):
+class DistillParams(TrainingParams):
     """Parameters of `distill`."""
 
     teachers: Annotated[str, Accepts("ensemble", "network")] = Field(

@@ -9,10 +9,10 @@ from pydantic import Field
 
 from kdpipe.models.choice import ModelChoice
 from kdpipe.stages.base import Accepts, Inputs, Outcome, Stage, StageContext
-from kdpipe.stages.training.parameters import ParallelParams
+from kdpipe.stages.training.parameters import TrainingParams
 
 
-class MutualParams(ParallelParams):
+class MutualParams(TrainingParams):
     """Parameters of `mutual`."""
 
     samples: Annotated[str, Accepts("samples", "split")] = Field(description="the images to learn on")

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from kdpipe.models.choice import ModelChoice
 from kdpipe.stages.base import Accepts, Inputs, Outcome, ReadsFile, Stage, StageContext
-from kdpipe.stages.training.parameters import ParallelParams
+from kdpipe.stages.training.parameters import TrainingParams
 
 
 class Member(ModelChoice):
@@ -39,7 +39,7 @@ class Member(ModelChoice):
         return self
 
 
-class TeachersParams(ParallelParams):
+class TeachersParams(TrainingParams):
     """Parameters of `teacher-ensemble`.
 
     The engine finds `checkpoint` by walking into `members`: its files' contents belong to the stage's key.

@@ -55,14 +55,22 @@ class StoredImages:
             yield self.seen(chunk)
 
 
-def store_images(artifact: Artifact, wanted: ImageSpace) -> tuple[StoredImages, Tensor, Tensor | None]:
+def store_images(artifact: Artifact, wanted: ImageSpace | None = None) -> tuple[StoredImages, Tensor, Tensor | None]:
     """Read a split or samples.
+
+    Args:
+        artifact: of kind split or samples.
+        wanted: what the network sees; None: the images as they are given.
 
     Returns:
         The images; int64 labels [N], for samples the teachers' choice; samples' logits [N, K].
     """
     if artifact.kind == "split":
         split = load_split(artifact.path)
-        return StoredImages(split.images, split.space, wanted), split.labels, None
+        return StoredImages(split.images, split.space, wanted or split.space), split.labels, None
     samples = load_samples(artifact.path)
-    return StoredImages(samples.images, samples.space, wanted), samples.logits.argmax(dim=1), samples.logits
+    return (
+        StoredImages(samples.images, samples.space, wanted or samples.space),
+        samples.logits.argmax(dim=1),
+        samples.logits,
+    )

@@ -26,6 +26,7 @@ from kdpipe.stages.training.ensemble import TeacherEnsemble, load_teachers
 from kdpipe.stages.training.loop import train
 from kdpipe.stages.training.parallel import ALONE, Parallel
 from kdpipe.stages.training.parameters import make_optimizer
+from kdpipe.stages.training.precision import Precision, choose_precision
 from kdpipe.stages.training.resume import GeneratorState, Resume
 from kdpipe.stages.training.schedules import make_schedule
 from kdpipe.stages.training.seeding import derive_seed, seeded
@@ -43,6 +44,7 @@ class TeacherSurvey:
         data: the images.
         cached: the tensors that `cache_outputs` returned, or none.
         device: where the teachers are.
+        precision: what they compute in.
     """
 
     def __init__(
@@ -52,12 +54,14 @@ class TeacherSurvey:
         data: TrainingImages,
         cached: Sequence[Tensor],
         device: torch.device,
+        precision: Precision,
     ) -> None:
         self._teachers = teachers
         self._taps = taps
         self._data = data
         self._cached = cached
         self._device = device
+        self._precision = precision
 
     def __call__(self, generator: torch.Generator | None = None) -> Iterator[Said]:
         """Start a pass: in the images' order, or in one drawn from a CPU generator."""
@@ -67,7 +71,8 @@ class TeacherSurvey:
             if self._cached:
                 said = unflatten([tensor[rows].to(self._device) for tensor in self._cached], self._taps)
             else:
-                said = teacher_outputs(self._teachers, self._taps, self._data.images[rows].to(self._device))
+                images = self._data.images.seen(self._data.images.pixels[rows].to(self._device))
+                said = teacher_outputs(self._teachers, self._taps, images, self._precision)
             choice = said.logits.mean(dim=0).argmax(dim=1)
             labels = choice if self._data.labels is None else self._data.labels[rows].to(self._device)
             yield Said(said.logits, said.features, labels, rows.to(self._device))
@@ -82,7 +87,7 @@ def distill(params: DistillParams, inputs: Inputs, context: StageContext, parall
         TrainingError: a loss term is not finite, or a paraphraser reconstructs too little.
     """
     device = parallel.device(context.accelerator)
-    teachers = load_teachers(inputs["teachers"]).to(device)
+    teachers = load_teachers(inputs["teachers"]).to(device, memory_format=torch.channels_last)
     data = load_images(inputs["samples"], teachers.space, further=_is_lifelong(params))
     _check_classes(params, teachers.space, data.space)
     students: list[nn.Module] = []
@@ -92,10 +97,10 @@ def distill(params: DistillParams, inputs: Inputs, context: StageContext, parall
         seed = context.seed if not generation else derive_seed(context.seed, "generation", generation)
         with seeded(derive_seed(seed, "student")):
             student, description = _new_student(params, inputs.get("initial"), data.space)
-        student.to(device)
+        student.to(device, memory_format=torch.channels_last)
         taught = params
         if generation:
-            teachers = TeacherEnsemble([(students[-1], description)]).to(device)
+            teachers = TeacherEnsemble([(students[-1], description)]).to(device, memory_format=torch.channels_last)
             # it is looked at where the student is, being the same network
             taps = None if params.student_tap is None else (params.student_tap,)
             taught = params.model_copy(update={"teacher_taps": taps})
@@ -158,10 +163,11 @@ def _train(
     generation: int,
     device: torch.device,
     parallel: Parallel,
-) -> tuple[Rows, Mapping[str, float]]:
+) -> tuple[Rows, Mapping[str, float | str]]:
     """Train one student in place; return a row an epoch, and what its losses found out before."""
     student = member[0]
-    few = data.images[:2].to(device)
+    few = data.images.first(2).to(device)
+    precision = choose_precision(params.precision, device, data.space.shape, [student])
     tapping = choose_taps(
         list(params.losses),
         member,
@@ -178,19 +184,25 @@ def _train(
     }
     for loss in losses.values():
         loss.attach(student, list(teachers.networks))
-    black = [-mean / std for mean, std in zip(teachers.space.mean, teachers.space.std, strict=True)]
-    augment = augmentation(params.shift, params.flip, fill=black)
+    augment = augmentation(params.shift, params.flip, fill=data.images.black)
     kept = None
     if augment is None:
         kept = parallel.first(
             lambda: cache_outputs(
-                context.scratch(), str(generation), teachers, tapping.teachers, data.images, limit_mib=params.cache_mib
+                context.scratch(),
+                str(generation),
+                teachers,
+                tapping.teachers,
+                data.images,
+                limit_mib=params.cache_mib,
+                precision=precision,
             )
         )
     context.log(_about_cache(kept, params.epochs))
     cached = kept.tensors if kept is not None else ()
-    survey = TeacherSurvey(teachers, tapping.teachers, data, cached, device)
-    found = {
+    survey = TeacherSurvey(teachers, tapping.teachers, data, cached, device, precision)
+    found: dict[str, float | str] = {
+        "precision": precision.name,
         "teacher_passes": params.epochs if kept is None else 1,
         "teacher_outputs_mib": 0.0 if kept is None else kept.mib,
     }
@@ -201,7 +213,7 @@ def _train(
     labels = data.labels if data.labels is not None else torch.full((len(data.images),), -1)
     order = torch.Generator().manual_seed(derive_seed(seed, "batches"))
     batches = TensorBatches(
-        [data.images, labels, torch.arange(len(data.images)), *cached],
+        [data.images.pixels, labels, torch.arange(len(data.images)), *cached],
         params.batch_size,
         order,
         augment=augment,
@@ -227,10 +239,14 @@ def _train(
     with observing(student, tapping.student) as observer:
 
         def step(batch: tuple[Tensor, ...]) -> Mapping[str, Tensor]:
-            images, truth, indices, *known = batch
-            said = unflatten(known, tapping.teachers) if known else teacher_outputs(teachers, tapping.teachers, images)
-            logits = student(images)
-            seen = observer.seen()
+            pixels, truth, indices, *known = batch
+            images = data.images.seen(pixels)
+            if known:
+                said = unflatten(known, tapping.teachers)
+            else:
+                said = teacher_outputs(teachers, tapping.teachers, images, precision)
+            logits = precision.compute(student, images)
+            seen = observer.seen().float()
             choice = said.logits.mean(dim=0).argmax(dim=1)
             known = logits.detach()[:, : said.logits.shape[2]]  # of further classes the teachers can say nothing
             agreed.append((known.argmax(dim=1) == choice).float().mean())

@@ -7,28 +7,29 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kdpipe.stages.artifacts import ImageSpace, load_samples, load_split, renormalize
+from kdpipe.stages.artifacts import ImageSpace
 from kdpipe.stages.base import Artifact
+from kdpipe.stages.data.stored_images import StoredImages, store_images
 from kdpipe.targets.errors import DataError
 
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """Images as the teachers see them.
+    """Images that teachers see.
 
     Args:
-        images: float32 [N, C, H, W].
+        images: N images, and how the teachers see them.
         labels: int64 [N], or None for synthesized ones.
         space: the teachers', and behind their classes any further ones of the images.
     """
 
-    images: Tensor
+    images: StoredImages
     labels: Tensor | None
     space: ImageSpace
 
 
 def load_images(artifact: Artifact, space: ImageSpace, *, further: bool = False) -> TrainingImages:
-    """Read samples or a split, checked against what the teachers see and normalized as they are used to.
+    """Read samples or a split, checked against what the teachers see.
 
     Args:
         artifact: samples or a split.
@@ -39,13 +40,8 @@ def load_images(artifact: Artifact, space: ImageSpace, *, further: bool = False)
     Raises:
         DataError: the images have another shape, or other classes, than the teachers know.
     """
-    labels = None
-    if artifact.kind == "split":
-        split = load_split(artifact.path)
-        found, images, labels = split.space, split.normalized(), split.labels
-    else:
-        samples = load_samples(artifact.path)
-        found, images = samples.space, samples.images
+    images, truth, logits = store_images(artifact, space)
+    found, labels = images.given, truth if logits is None else None
     if found.shape != space.shape:
         raise DataError(f"images of shape {list(found.shape)} for networks that see {list(space.shape)}")
     if further and labels is not None:
@@ -54,4 +50,4 @@ def load_images(artifact: Artifact, space: ImageSpace, *, further: bool = False)
         space = replace(space, classes=classes)
     elif len(found.classes) != len(space.classes):
         raise DataError(f"the images have {len(found.classes)} classes, the networks {len(space.classes)}")
-    return TrainingImages(renormalize(images, found, space), labels, space)
+    return TrainingImages(images, labels, space)

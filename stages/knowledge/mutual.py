@@ -8,22 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdpipe.stages.artifacts import (
-    ImageSpace,
-    NetworkDescription,
-    build_network,
-    load_samples,
-    load_split,
-    save_ensemble,
-    save_network,
-)
-from kdpipe.stages.base import Artifact, Inputs, Outcome, StageContext
+from kdpipe.stages.artifacts import NetworkDescription, build_network, save_ensemble, save_network
+from kdpipe.stages.base import Inputs, Outcome, StageContext
 from kdpipe.stages.data.batches import TensorBatches, shift
+from kdpipe.stages.data.stored_images import store_images
 from kdpipe.stages.mutual import MutualParams
 from kdpipe.stages.training.loop import train
 from kdpipe.stages.training.metrics import accuracy
 from kdpipe.stages.training.parallel import ALONE, Parallel
 from kdpipe.stages.training.parameters import make_optimizer
+from kdpipe.stages.training.precision import choose_precision
 from kdpipe.stages.training.resume import GeneratorState, Resume
 from kdpipe.stages.training.schedules import make_schedule
 from kdpipe.stages.training.seeding import derive_seed, seeded
@@ -58,19 +52,20 @@ def learn_mutually(params: MutualParams, inputs: Inputs, context: StageContext, 
         TrainingError: a loss term is not finite.
     """
     device = parallel.device(context.accelerator)
-    images, labels, space = _load_images(inputs["samples"])
+    images, labels, _ = store_images(inputs["samples"])
+    space = images.given
     descriptions = [NetworkDescription(member.model, member.arguments, space) for member in params.members]
     members = []
     for index, description in enumerate(descriptions):
         with seeded(derive_seed(context.seed, "member", index)):
-            members.append(build_network(description).to(device).train())
-    black = [-mean / std for mean, std in zip(space.mean, space.std, strict=True)]
+            members.append(build_network(description).to(device, memory_format=torch.channels_last).train())
+    precision = choose_precision(params.precision, device, space.shape, members)
     order = torch.Generator().manual_seed(derive_seed(context.seed, "batches"))
     batches = TensorBatches(
-        (images, labels),
+        (images.pixels, labels),
         params.batch_size,
         order,
-        augment=shift(params.shift, fill=black) if params.shift else None,
+        augment=shift(params.shift, fill=images.black) if params.shift else None,
         device=device,
         parallel=parallel,
     )
@@ -78,7 +73,8 @@ def learn_mutually(params: MutualParams, inputs: Inputs, context: StageContext, 
 
     def step(batch: tuple[Tensor, ...]) -> Mapping[str, Tensor]:
         pixels, truth = batch
-        logits = torch.stack([member(pixels) for member in members])
+        seen = images.seen(pixels)
+        logits = torch.stack([precision.compute(member, seen) for member in members])
         correct.append([accuracy(each, truth) for each in logits.detach()])
         hard = [F.cross_entropy(each, truth) for each in logits]
         soft = params.weight * mutual_losses(logits, params.temperature)
@@ -118,14 +114,6 @@ def learn_mutually(params: MutualParams, inputs: Inputs, context: StageContext, 
     figures = {name: rows[-1][name] for name in rows[-1] if name.startswith(("accuracy_", "mutual_"))}
     parameters = {f"parameters_{i}": sum(p.numel() for p in member.parameters()) for i, member in enumerate(finished)}
     return Outcome(
-        metrics={"images": len(images), "loss": rows[-1]["loss"], **parameters, **figures}, history={"mutual": rows}
+        metrics={"images": len(images), "precision": precision.name, "loss": rows[-1]["loss"], **parameters, **figures},
+        history={"mutual": rows},
     )
-
-
-def _load_images(artifact: Artifact) -> tuple[Tensor, Tensor, ImageSpace]:
-    """Return normalized images, labels (of samples the teachers' choice) and what they are."""
-    if artifact.kind == "split":
-        split = load_split(artifact.path)
-        return split.normalized(), split.labels, split.space
-    samples = load_samples(artifact.path)
-    return samples.images, samples.logits.argmax(dim=1), samples.space

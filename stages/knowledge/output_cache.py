@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdpipe.stages.data.stored_images import StoredImages
 from kdpipe.stages.knowledge.taps import Taps
 from kdpipe.stages.knowledge.teacher_outputs import flatten, teacher_outputs
 from kdpipe.stages.training.ensemble import TeacherEnsemble
+from kdpipe.stages.training.precision import FLOAT32, Precision
 
 MIB = 2**20
 _PREFIX = "teacher-outputs-"
@@ -46,9 +48,10 @@ def cache_outputs(
     name: str,
     teachers: TeacherEnsemble,
     taps: Sequence[Taps],
-    images: Tensor,
+    images: StoredImages,
     *,
     limit_mib: int,
+    precision: Precision = FLOAT32,
     batch_size: int = 512,
 ) -> CachedOutputs | None:
     """Compute the teachers' outputs for all images, or find those of an earlier run.
@@ -60,8 +63,9 @@ def cache_outputs(
         name: of these outputs in the stage.
         teachers: the ensemble.
         taps: of each teacher.
-        images: normalized, [N, C, H, W].
+        images: as the teachers see them.
         limit_mib: what the files may take.
+        precision: what the teachers compute in.
         batch_size: images at a time.
 
     Returns:
@@ -78,7 +82,8 @@ def cache_outputs(
     files: list[np.memmap] = []
     done = 0
     for chunk in images.split(batch_size):
-        part = [tensor.cpu().numpy() for tensor in flatten(teacher_outputs(teachers, taps, chunk.to(device)), taps)]
+        said = teacher_outputs(teachers, taps, chunk.to(device), precision)
+        part = [tensor.cpu().numpy() for tensor in flatten(said, taps)]
         if not files:
             if sum(array[0].nbytes for array in part) * len(images) > limit_mib * MIB:
                 return None

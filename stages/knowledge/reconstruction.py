@@ -48,7 +48,7 @@ def measure_reconstruction(params: ReconstructionParams, inputs: Inputs, context
         ["feed"],
         (network, description),
         teachers,
-        data.images[:2].to(device),
+        data.images.first(2).to(device),
         student_tap=params.student_tap,
         teacher_taps=params.teacher_taps,
     )

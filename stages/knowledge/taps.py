@@ -128,6 +128,14 @@ class Seen:
     layers: tuple[Tensor, ...] = ()
     embedding: Tensor | None = None
 
+    def float(self) -> Seen:
+        """Return the same in float32."""
+        return Seen(
+            None if self.feature is None else self.feature.float(),
+            tuple(layer.float() for layer in self.layers),
+            None if self.embedding is None else self.embedding.float(),
+        )
+
 
 class Observer:
     """Looks into a network during the forward passes inside `with observing(network, taps) as observer`."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kdpipe.stages.knowledge.taps import Seen, Taps, observing
 from kdpipe.stages.training.ensemble import TeacherEnsemble
+from kdpipe.stages.training.precision import FLOAT32, Precision
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,16 @@ class TeacherOutputs:
 
 
 @torch.no_grad()
-def teacher_outputs(teachers: TeacherEnsemble, taps: Sequence[Taps], images: Tensor) -> TeacherOutputs:
+def teacher_outputs(
+    teachers: TeacherEnsemble, taps: Sequence[Taps], images: Tensor, precision: Precision = FLOAT32
+) -> TeacherOutputs:
     """Ask every teacher about a batch of normalized images [B, C, H, W].
 
     Args:
         teachers: the ensemble.
         taps: of each teacher.
         images: on the teachers' device.
+        precision: what the teachers compute in; their outputs are float32.
 
     Raises:
         NetworkError: a tap does not exist, or its output is not a feature map.
@@ -52,8 +56,9 @@ def teacher_outputs(teachers: TeacherEnsemble, taps: Sequence[Taps], images: Ten
         observers = [
             stack.enter_context(observing(network, tap)) for network, tap in zip(teachers.networks, taps, strict=True)
         ]
-        logits = teachers.each(images)
-        return TeacherOutputs(logits, tuple(observer.seen() for observer in observers))
+        with precision.computing():
+            logits = teachers.each(images)
+        return TeacherOutputs(logits.float(), tuple(observer.seen().float() for observer in observers))
 
 
 def flatten(outputs: TeacherOutputs, taps: Sequence[Taps]) -> list[Tensor]:

@@ -26,14 +26,20 @@ class OptimizationParams(StageParams):
     warmup: float = Field(default=0.0, ge=0, lt=1, description="share of training over which the rate rises from 0")
 
 
-class ParallelParams(OptimizationParams):
-    """Base of the parameters of stages that several processes can share."""
+class TrainingParams(OptimizationParams):
+    """Base of the parameters of stages that several processes can share, and that can compute in bfloat16."""
 
     processes: int = Field(
         default=1,
         ge=1,
         le=256,
         description="on this machine, each computing a part of every batch; several need kdpipe[distributed]",
+    )
+
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="of convolutions and products; auto: bfloat16 on CPUs with AMX, for images of at least 256 pixels "
+        "and networks without grouped convolutions",
     )
 
     @model_validator(mode="after")

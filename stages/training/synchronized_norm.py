@@ -47,6 +47,7 @@ class _Normalize(torch.autograd.Function):
         """Return the gradient of the sum over all processes for x, and this process's part of those for the others."""
         x, weight, mean, scale, count = ctx.saved_tensors
         axes, shape = _all_but_channels(x), [1, -1] + [1] * (x.dim() - 2)
+        gradient = gradient.float()
         normalized = (x - mean.view(shape)) * scale.view(shape)
         of_bias = gradient.sum(dim=axes)
         of_weight = (gradient * normalized).sum(dim=axes)

@@ -19,6 +19,7 @@ from kdpipe.stages.artifacts import (
 )
 from kdpipe.stages.base import Inputs, Outcome, Rows, StageContext
 from kdpipe.stages.data.batches import TensorBatches, augmentation
+from kdpipe.stages.data.stored_images import StoredImages
 from kdpipe.stages.teachers import Member, TeachersParams
 from kdpipe.stages.training.checkpoints import load_state, read_checkpoint, rename_modules
 from kdpipe.stages.training.ensemble import TeacherEnsemble
@@ -26,6 +27,7 @@ from kdpipe.stages.training.loop import Report, train
 from kdpipe.stages.training.metrics import accuracy, predict
 from kdpipe.stages.training.parallel import ALONE, Parallel
 from kdpipe.stages.training.parameters import OptimizationParams, make_optimizer
+from kdpipe.stages.training.precision import FLOAT32, Precision, choose_precision
 from kdpipe.stages.training.resume import GeneratorState, Resume
 from kdpipe.stages.training.schedules import make_schedule
 from kdpipe.stages.training.seeding import derive_seed, seeded
@@ -69,6 +71,8 @@ def make_ensemble(params: TeachersParams, inputs: Inputs, context: StageContext,
 
                 seed = derive_seed(context.seed, "batches", index)
                 device = parallel.device(context.accelerator)
+                precision = choose_precision(params.precision, device, description.space.shape, [network])
+                metrics[f"precision_{index}"] = precision.name
                 history[f"teacher-{index}"] = train_classifier(
                     network,
                     replace(split, space=description.space),
@@ -80,6 +84,7 @@ def make_ensemble(params: TeachersParams, inputs: Inputs, context: StageContext,
                     report=report,
                     resume=Resume(context.scratch(), f"teacher-{index}", {}),
                     parallel=parallel,
+                    precision=precision,
                 )
                 finished += 1
         network = network.cpu().eval()
@@ -108,6 +113,7 @@ def train_classifier(
     report: Report | None = None,
     resume: Resume | None = None,
     parallel: Parallel = ALONE,
+    precision: Precision = FLOAT32,
 ) -> Rows:
     """Train a network on labelled images by cross entropy, in place, and return a row an epoch.
 
@@ -122,7 +128,9 @@ def train_classifier(
         report: called after each epoch.
         resume: of this network's loop, without parts.
         parallel: the process.
+        precision: what the network computes in.
     """
+    seen = StoredImages(split.images, split.space, split.space).seen
     generator = torch.Generator().manual_seed(seed)
     batches = TensorBatches(
         (split.images, split.labels),
@@ -136,7 +144,7 @@ def train_classifier(
 
     def step(batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
         images, labels = batch
-        logits = network(normalize(images, split.space))
+        logits = precision.compute(network, seen(images))
         correct.append(accuracy(logits, labels))
         return {"cross_entropy": F.cross_entropy(logits, labels)}
 
@@ -145,7 +153,7 @@ def train_classifier(
         correct.clear()
         return {"accuracy": mean}
 
-    network.to(device).train()
+    network.to(device, memory_format=torch.channels_last).train()
     if resume is not None:
         resume.watch("network", network)
         resume.watch("batches", GeneratorState(generator))
