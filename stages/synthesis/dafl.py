@@ -38,7 +38,7 @@ def synthesize(params: SynthesizeParams, inputs: Inputs, context: StageContext) 
         TrainingError: a loss is not finite, or the images collapsed onto few classes.
     """
     device = choose_device(context.accelerator)
-    teachers = TeacherEnsemble.load(inputs["teachers"].path).to(device)
+    teachers = TeacherEnsemble.load(inputs["teachers"].path).to(device, memory_format=torch.channels_last)
     settings = GeneratorParameters(
         **params.weights.model_dump(),
         batch_size=params.batch_size,

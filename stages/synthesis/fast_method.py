@@ -37,7 +37,7 @@ class FastMethod(Synthesizer):
         self._noise = torch.Generator().manual_seed(derive_seed(seed, "noise"))
         with seeded(derive_seed(seed, "generator")):
             generator = Generator(teachers.space.shape, channels=params.channels, latent=params.latent)
-        self.generator = generator.to(self._device).train()
+        self.generator = generator.to(self._device, memory_format=torch.channels_last).train()
         self.latent = nn.Parameter(self.generator.noise(params.batch_size, self._noise))
         self._optimizer = torch.optim.Adam([*self.generator.parameters(), self.latent], lr=params.lr_meta, betas=BETAS)
         self.bank = ImageBank(params.bank, teachers.space.shape)

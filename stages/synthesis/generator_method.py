@@ -29,7 +29,8 @@ class GeneratorMethod(Synthesizer):
         self._teachers = teachers
         device = next(teachers.parameters()).device
         with seeded(derive_seed(seed, "generator")):
-            self.generator = Generator(teachers.space.shape, channels=params.channels, latent=params.latent).to(device)
+            generator = Generator(teachers.space.shape, channels=params.channels, latent=params.latent)
+        self.generator = generator.to(device, memory_format=torch.channels_last)
         self.generator.train()  # always with the batch's statistics
         self._optimizer = torch.optim.Adam(self.generator.parameters(), lr=params.lr, betas=(0.5, 0.999))
         self._noise = torch.Generator().manual_seed(derive_seed(seed, "noise"))

@@ -34,7 +34,9 @@ HELD_OUT = 4096
 
 
 class SynthesizedBatches:
-    """An epoch of images for the student, each `student_steps` of them after a step of the method.
+    """An epoch of images for the student, each `student_steps` batches of them after a step of the method.
+
+    Beside the images are the teachers' logits about them, where the method's step found them out, or else None.
 
     The method's whole step, its backward pass included, is done before the student sees a batch: the student's step
     would change the weights that an adversarial method's gradient goes through.
@@ -59,7 +61,7 @@ class SynthesizedBatches:
     def __len__(self) -> int:
         return self._params.iterations * self._settings.student_steps
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         if not self._is_warm:
             for _ in range(self._settings.warm_up):
                 self._method.step(None)
@@ -70,7 +72,8 @@ class SynthesizedBatches:
                 self._terms.setdefault(name, []).append(value)
             self._said.append(step.logits.softmax(dim=1).mean(dim=0))
             for _ in range(self._settings.student_steps):
-                yield self._method.images(self._params.batch_size)
+                images = self._method.images(self._params.batch_size)
+                yield images, step.logits if images is step.images else None
 
     def summary(self) -> dict[str, float]:
         """Return the mean of each of the generator's terms, and the class entropy, since the last call."""
@@ -97,10 +100,10 @@ def distill_online(params: DataFreeDistillParams, inputs: Inputs, context: Stage
         TrainingError: a loss term is not finite, or the images collapsed onto few classes.
     """
     device = choose_device(context.accelerator)
-    teachers = TeacherEnsemble.load(inputs["teachers"].path).to(device)
+    teachers = TeacherEnsemble.load(inputs["teachers"].path).to(device, memory_format=torch.channels_last)
     description = NetworkDescription(params.model.model, params.model.arguments, teachers.space)
     with seeded(derive_seed(context.seed, "student")):
-        student = build_network(description).to(device)
+        student = build_network(description).to(device, memory_format=torch.channels_last)
     method = params.synthesis.entry.build(params.synthesis.parameters, teachers, context.seed)
     batches = SynthesizedBatches(method, student, params)
     moves = torch.Generator().manual_seed(derive_seed(context.seed, "augmentation"))
@@ -111,10 +114,12 @@ def distill_online(params: DataFreeDistillParams, inputs: Inputs, context: Stage
     held_out = ImageBank(HELD_OUT, teachers.space.shape)
     agreed: list[Tensor] = []
 
-    def step(images: Tensor) -> Mapping[str, Tensor]:
+    def step(batch: tuple[Tensor, Tensor | None]) -> Mapping[str, Tensor]:
+        images, said = batch
         images = augment(images, moves) if augment is not None else images
-        with torch.no_grad():
-            said = teachers(images)
+        if said is None or augment is not None:
+            with torch.no_grad():
+                said = teachers(images)
         logits = student(images)
         agreed.append((logits.detach().argmax(dim=1) == said.argmax(dim=1)).float().mean())
         target = (said / params.temperature).softmax(dim=1)

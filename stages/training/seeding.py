@@ -27,14 +27,18 @@ def seeded(seed: int) -> Iterator[None]:
 
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
     benchmark = torch.backends.cudnn.benchmark
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         # warn_only: a few CUDA kernels have no deterministic form, and a slow one is better than none
         torch.use_deterministic_algorithms(True, warn_only=True)
+        # filling is for operations that read memory before they write it; it costs a pass over every new tensor
+        torch.utils.deterministic.fill_uninitialized_memory = False
         torch.backends.cudnn.benchmark = False
         try:
             yield
         finally:
             torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+            torch.utils.deterministic.fill_uninitialized_memory = fill
             torch.backends.cudnn.benchmark = benchmark

@@ -7,9 +7,11 @@ import torch
 from pydantic import ValidationError
 
 from kdpipe.stages.artifacts import NetworkDescription, build_network
+from kdpipe.stages.data_free_distill import DataFreeDistillParams
 from kdpipe.stages.synthesis.bank import ImageBank
 from kdpipe.stages.synthesis.base import frozen
 from kdpipe.stages.synthesis.losses import disagreement_loss
+from kdpipe.stages.synthesis.online import SynthesizedBatches
 from kdpipe.stages.synthesis.registry import METHODS, MethodChoice
 from kdpipe.stages.training.ensemble import TeacherEnsemble
 from kdpipe.targets.errors import TrainingError
@@ -34,6 +36,19 @@ def ensemble(teachers):
 def student(space):
     torch.manual_seed(7)
     return build_network(NetworkDescription("cnn", {"channels": (4, 4)}, space)).train()
+
+
+@pytest.mark.parametrize(("name", "known"), [("dafl", [True, False, True, False]), ("fast", [False] * 4)])
+def test_logits_that_a_step_found_out_come_with_the_batch(name, known, ensemble, student):
+    """The student trains on the generator's own batch first: its teachers need not be asked again."""
+    choice, method = build(name, ensemble, student_steps=2)
+    params = DataFreeDistillParams(teachers="t", model={"model": "cnn"}, iterations=2, batch_size=16)
+    batches = SynthesizedBatches(method, student, params.model_copy(update={"synthesis": choice}))
+    made = list(batches)
+    assert [said is not None for _, said in made] == known
+    for images, said in made:
+        if said is not None:
+            assert torch.equal(said, ensemble(images))
 
 
 @pytest.mark.parametrize("name", list(METHODS))

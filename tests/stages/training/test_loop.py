@@ -96,6 +96,7 @@ def test_seeding_puts_the_global_generator_back():
     with seeded(1):
         first = torch.rand(3)
         assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.utils.deterministic.fill_uninitialized_memory
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.equal(torch.rand(3), expected)
     with seeded(1):
