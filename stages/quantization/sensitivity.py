@@ -67,7 +67,7 @@ def analyse(params: SensitivityParams, inputs: Inputs, context: StageContext) ->
         len(data.images), generator=torch.Generator().manual_seed(derive_seed(context.seed, "images"))
     )
     taken = order[: params.images]
-    images = data.images[taken].to(device)
+    images = data.images.seen(data.images.pixels[taken]).to(device)
     labels = None if data.labels is None else data.labels[taken].to(device)
     found = measure(
         network.to(device),
