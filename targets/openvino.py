@@ -145,13 +145,15 @@ class _Writer:
 
     def limit_rounded(self, real: Any, tensor: str, quantization: Quantization) -> Any:
         """As `quantize`, for what lies on the steps of another tensor."""
-        # OpenVINO moves a Clamp to before those steps are scaled, where its limits lie between two of them: the levels
-        # themselves end at the largest and, once more rounded, begin at the smallest.
+        # OpenVINO moves a Clamp to before those steps are scaled, where its limits lie between two of them. So levels
+        # that end at the largest, and levels that begin at the smallest, limit instead. What is joined is to have the
+        # same levels: the last are those of `quantize`.
         first, last = (limit - quantization.zero_point for limit in (quantization.qmin, quantization.qmax))
-        rounded = self._round(real, tensor, quantization, last - 255)
-        if last - first < 255:
-            rounded = self._round(rounded, tensor, quantization, first)
-        return self.named(rounded, tensor)
+        usual = _first_level(quantization)
+        for limiting in (last - 255, first):
+            if limiting != usual:
+                real = self._round(real, tensor, quantization, limiting)
+        return self.named(self._round(real, tensor, quantization, usual), tensor)
 
     def _limit(self, real: Any, q: Quantization) -> Any:
         if (q.qmin, q.qmax) == (-128, 127):

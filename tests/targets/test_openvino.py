@@ -11,6 +11,7 @@ from kdpipe.targets.devices.host_openvino import HostOpenvino
 from kdpipe.targets.errors import UnsupportedError
 from kdpipe.targets.graph import (
     Add,
+    Concat,
     Conv2d,
     IntegerGraph,
     Linear,
@@ -24,6 +25,7 @@ from kdpipe.targets.graph import (
     Weight,
     convolution_output_size,
 )
+from kdpipe.targets.layer_differences import Trace, compare_layers, first_divergent_layer, trace_graph
 from kdpipe.targets.lookup import FUNCTIONS
 
 openvino = pytest.importorskip("openvino")
@@ -199,6 +201,27 @@ def test_narrow_ranges_behind_coarser_steps_stay_in_integers(layer_differences, 
     operations = compiled.get_runtime_model().get_ordered_ops()
     (layer,) = (op for op in operations if op.get_rt_info()["layerType"].astype(str) == "FullyConnected")
     assert layer.input_value(0).get_element_type() == openvino.Type.u8
+
+
+def test_what_is_joined_has_the_same_levels_however_it_was_limited(random_inputs, tmp_path: Path) -> None:
+    """Else the plugin would round some of it to steps of another size."""
+    finest, finer, coarse = (float(np.float32(scale)) for scale in (0.00122, 0.0154, 0.0213))
+
+    def tensor(channels: int, *steps: float) -> TensorType:
+        return TensorType((channels, 4, 8), Quantization(*steps))
+
+    weight = Weight(np.ones((1, 2, 1, 1), np.int8), np.array([0.5], np.float32), 2)
+    nodes = (
+        Node("coarse", Requantize(), ("x",), tensor(1, coarse, -8, -8, 119)),
+        Node("first", Requantize(), ("coarse",), tensor(1, finer, -26, -99, 28)),
+        Node("second", Requantize(), ("x",), tensor(1, finer, -26, -99, 28)),
+        Node("joined", Concat(), ("first", "second"), tensor(2, finer, -26, -99, 28)),
+        Node("conv", Conv2d(weight, np.zeros(1, np.int32)), ("joined",), tensor(1, finer, 0)),
+    )
+    graph = IntegerGraph("net", "x", tensor(1, finest, -128), nodes)
+    trace = run(graph, random_inputs(graph, 8), tmp_path)
+    layers = compare_layers(trace_graph(graph, trace["x"]), Trace("openvino", trace, graph.quantizations()))
+    assert first_divergent_layer(layers, "rounding") is None
 
 
 VERY_COARSE = 1.37 * 2.0**18
