@@ -68,7 +68,12 @@ def array_body(array: ConstantArray) -> str:
 
 def int8_body(values: NDArray[np.int8]) -> str:
     """Return `values` (one dimension) as indented lines of an initializer list."""
-    return _lines([str(int(value)) for value in values])
+    return numbers_body(values.tolist())
+
+
+def numbers_body(values: Iterable[int]) -> str:
+    """Return small integers as indented lines of an initializer list."""
+    return _lines([str(value) for value in values])
 
 
 def _lines(items: list[str]) -> str:

@@ -253,6 +253,7 @@ def _layer(
         scratch=scratch,
         in_place=in_place,
         rows=rows,
+        keeps_rows=True,
         assembly=Assembly("cortex_m4/conv8.inc", "conv8_row", "kdp_conv8_row", tuple(sorted(constants.items()))),
     )
 

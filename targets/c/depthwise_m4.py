@@ -95,6 +95,7 @@ def depthwise3(graph: IntegerGraph, node: Node) -> Layer | None:
             "cortex_m4/depthwise3.inc", "depthwise3_row", "kdp_depthwise3_row", tuple(sorted(constants.items()))
         ),
         rows=(out_height, in_height),
+        row_step=strip,
         # Each channel has been read before it is written, if all of its rows are.
         in_place=strip >= out_height and node.output.shape == source.shape,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,17 +14,18 @@ import numpy as np
 from kdpipe.targets.artifact import FILE as ARTIFACT_FILE
 from kdpipe.targets.artifact import ExportedArtifact, describe, kdpipe_version, write_artifact
 from kdpipe.targets.c import c_text
-from kdpipe.targets.c.cores import CONDITIONS, FEATURES, FPU, GENERIC, NAMES
+from kdpipe.targets.c.cores import CONDITIONS, FEATURES, FPU, GENERIC
 from kdpipe.targets.c.golden import make_golden_vectors
-from kdpipe.targets.c.layer import Assembly, Field, Layer
+from kdpipe.targets.c.layer import Field
 from kdpipe.targets.c.layers import OPERATORS as OPERATORS
-from kdpipe.targets.c.layers import lower_node
 from kdpipe.targets.c.layouts import NAMES as LAYOUTS
 from kdpipe.targets.c.layouts import NO_BENCH, SOURCES, is_program, layout_texts, source_root
 from kdpipe.targets.c.memory_plan import MemoryPlan
 from kdpipe.targets.c.packing import STORED_BITS, to_channels_last
-from kdpipe.targets.c.storage import INPUT, OUTPUT, Storage, assign_storage, flattened_shape, is_view, size_of
-from kdpipe.targets.errors import StorageError, UnsupportedError, UsageError, did_you_mean
+from kdpipe.targets.c.program import Program, plan_program
+from kdpipe.targets.c.steps import step_texts, whole_rows
+from kdpipe.targets.c.storage import flattened_shape, size_of
+from kdpipe.targets.errors import StorageError, UsageError, did_you_mean
 from kdpipe.targets.graph import Conv2d, IntegerGraph, Linear, Quantization
 
 if TYPE_CHECKING:
@@ -35,25 +36,6 @@ LAYERS_FILE = "test/layers.json"
 PORTABLE = "portable"
 """The folder with the same network for any core, where the sources are for one."""
 _GOLDEN_SEED = 0
-_MAX_ARENA = 2**31 - 1
-
-
-@dataclass(frozen=True, eq=False)
-class _Program:
-    """What the templates are filled from."""
-
-    graph: IntegerGraph
-    layers: dict[str, Layer]
-    storage: Storage
-
-    @property
-    def assemblies(self) -> dict[Assembly, str]:
-        """The distinct functions in assembly and their names without the model's prefix."""
-        names: dict[Assembly, str] = {}
-        for layer in self.layers.values():
-            if layer.assembly is not None and layer.assembly not in names:
-                names[layer.assembly] = f"{layer.assembly.name}{len(names)}"
-        return names
 
 
 def export(
@@ -109,7 +91,7 @@ def render(graph: IntegerGraph, core: str = GENERIC, layout: str = SOURCES, benc
     """Return the text of each file that `export` writes, by its path in the export's directory."""
     if layout not in LAYOUTS:
         raise UsageError(f"unknown layout {layout!r}", remedy=did_you_mean(layout, LAYOUTS))
-    program = _plan(graph, core)
+    program = plan_program(graph, core)
     environment = _environment()
     root = source_root(layout)
     values = {
@@ -125,7 +107,7 @@ def render(graph: IntegerGraph, core: str = GENERIC, layout: str = SOURCES, benc
     texts = {f"{root}{name}": text for name, text in _program_texts(program, environment, values).items()}
     sources = _sources(texts)
     if FEATURES[core]:
-        portable = _plan(graph, GENERIC)
+        portable = plan_program(graph, GENERIC)
         portable_texts = _program_texts(portable, environment, _template_values(portable))
         texts.update({f"{PORTABLE}/{name}": text for name, text in portable_texts.items()})
         values["portable_sources"] = [f"{PORTABLE}/{name}" for name in _sources(portable_texts)]
@@ -144,7 +126,7 @@ def _sources(texts: Iterable[str]) -> list[str]:
     return sorted((name for name in texts if name.endswith((".c", ".S"))), key=lambda name: (name.count("/"), name))
 
 
-def _program_texts(program: _Program, environment: Environment, values: dict[str, Any]) -> dict[str, str]:
+def _program_texts(program: Program, environment: Environment, values: dict[str, Any]) -> dict[str, str]:
     """Return the files of the program itself: what a firmware needs."""
     texts = {
         name: environment.get_template(f"{name}.jinja").render(values)
@@ -155,16 +137,21 @@ def _program_texts(program: _Program, environment: Environment, values: dict[str
     for assembly, name in assemblies.items():
         template = environment.get_template("specialized.S.jinja")
         texts[f"kernels/{name}.S"] = template.render(values, assembly=assembly, function=name)
-    files = {name for layer in program.layers.values() for name in layer.files}
+    files = {name for layer in program.layers.values() for name in layer.files} | _row_files(program)
     for name in sorted(files):
         # Kernels for one core are kept apart here, and lie beside the others in what is written.
         texts[f"kernels/{Path(name).name}"] = (_HERE / "kernels" / name).read_text(encoding="utf-8")
     return texts
 
 
+def _row_files(program: Program) -> set[str]:
+    """Return the files that chains need, beside those of their layers."""
+    return {"rows.h"} if program.chains else set()
+
+
 def arena_plan(graph: IntegerGraph, core: str = GENERIC) -> MemoryPlan:
     """Return where the exported program keeps its tensors and scratch, without its input and output."""
-    return _plan(graph, core).storage.plan
+    return plan_program(graph, core).storage.plan
 
 
 def arena_bytes(graph: IntegerGraph, core: str = GENERIC) -> int:
@@ -174,25 +161,10 @@ def arena_bytes(graph: IntegerGraph, core: str = GENERIC) -> int:
 
 def constant_bytes(graph: IntegerGraph, core: str = GENERIC) -> dict[str, int]:
     """Return the bytes of constants in flash, as `values` (packed weights) and `scales_and_biases`."""
-    layers = _plan(graph, core).layers.values()
+    layers = plan_program(graph, core).layers.values()
     values = sum(layer.arrays["weights"].nbytes for layer in layers if "weights" in layer.arrays)
     total = sum(array.nbytes for layer in layers for array in layer.arrays.values())
     return {"values": values, "scales_and_biases": total - values}
-
-
-def _plan(graph: IntegerGraph, core: str) -> _Program:
-    if core not in FEATURES:
-        raise UsageError(f"unknown core {core!r}", remedy=did_you_mean(core, NAMES))
-    layers = {node.name: lower_node(graph, node, core) for node in graph.nodes if not is_view(graph, node)}
-    in_place = {name for name, layer in layers.items() if layer.in_place}
-    storage = assign_storage(graph, {name: layer.scratch for name, layer in layers.items()}, in_place)
-    if storage.plan.size > _MAX_ARENA:
-        raise UnsupportedError(
-            f"its tensors need {storage.plan.size} bytes at once, beyond a 32-bit address space",
-            where=f"network {graph.name}",
-            remedy="Make the input or the network smaller",
-        )
-    return _Program(graph, layers, storage)
 
 
 @cache
@@ -214,7 +186,7 @@ def _environment() -> Environment:
     return environment
 
 
-def _template_values(program: _Program) -> dict[str, Any]:
+def _template_values(program: Program) -> dict[str, Any]:
     graph = program.graph
     golden = make_golden_vectors(graph, np.random.default_rng(_GOLDEN_SEED))
     return {
@@ -231,9 +203,12 @@ def _template_values(program: _Program) -> dict[str, Any]:
         "output_layout": _layout(graph.output.shape),
         "output_dims": _memory_shape(graph.output.shape),
         "macros": _macros(program),
-        "steps": _steps(program),
-        "whole_layers": _whole_layers(program),
-        "headers": sorted({layer.header for layer in program.layers.values()} | {"kernel_config.h"}),
+        "steps": step_texts(program),
+        "whole_rows": whole_rows(program),
+        "names": [node.name for node in graph.nodes],
+        "headers": sorted(
+            {layer.header for layer in program.layers.values()} | {"kernel_config.h"} | _row_files(program)
+        ),
         "constants": _constants(program),
         "assemblies": [(assembly.argument, function) for assembly, function in program.assemblies.items()],
         "layers": [_readme_row(program, node.name) for node in graph.nodes],
@@ -257,7 +232,7 @@ def _memory_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (*shape[1:], shape[0]) if len(shape) == 3 else shape
 
 
-def _macros(program: _Program) -> list[tuple[str, str]]:
+def _macros(program: Program) -> list[tuple[str, str]]:
     graph = program.graph
     macros: list[tuple[str, int]] = []
     if len(graph.input.shape) == 3:
@@ -283,50 +258,7 @@ def _quantization_macros(which: str, quantization: Quantization) -> list[tuple[s
     ]
 
 
-def _steps(program: _Program) -> list[dict[str, Any]]:
-    steps = []
-    for index, node in enumerate(program.graph.nodes):
-        layer = program.layers.get(node.name)
-        arguments = [_pointer(program.storage, name) for name in node.inputs]
-        if layer and layer.inputs_as_array:
-            arguments = [f"(const int8_t *const[]){c_text.braces(arguments)}"]
-        if layer and layer.rows is not None:
-            arguments.insert(0, f"&{_all_rows(program.graph.name, *layer.rows)}")
-        arguments.append(_pointer(program.storage, node.name))
-        if node.name in program.storage.scratch:
-            offset = program.storage.plan.offsets[program.storage.scratch[node.name]]
-            arguments.append(f"arena + {offset}")
-        steps.append(
-            {
-                "index": index,
-                "name": node.name,
-                "call": layer is not None,
-                "kernel": layer.kernel if layer else "",
-                "arguments": arguments,
-                "result": _pointer(program.storage, node.name),
-                "size": size_of(node.output.shape),
-            }
-        )
-    return steps
-
-
-def _all_rows(name: str, count: int, in_rows: int) -> str:
-    """Return the name of the constant that stands for all rows of an output, all those of the input being there."""
-    return f"{name}_rows_{count}_{in_rows}"
-
-
-def _whole_layers(program: _Program) -> list[tuple[str, int, int]]:
-    """Return the constants of `_all_rows` that the program needs: name, rows of the output, rows of the input."""
-    found = sorted({layer.rows for layer in program.layers.values() if layer.rows is not None})
-    return [(_all_rows(program.graph.name, *rows), *rows) for rows in found]
-
-
-def _pointer(storage: Storage, tensor: str) -> str:
-    place = storage.place[tensor]
-    return place if place in (INPUT, OUTPUT) else f"arena + {storage.plan.offsets[place]}"
-
-
-def _constants(program: _Program) -> list[dict[str, Any]]:
+def _constants(program: Program) -> list[dict[str, Any]]:
     name = program.graph.name
     functions = program.assemblies
     constants = []
@@ -370,7 +302,7 @@ def _initializer(fields: Sequence[Field], symbols: dict[str, str]) -> str:
     return c_text.braces(texts)
 
 
-def _readme_row(program: _Program, name: str) -> dict[str, str]:
+def _readme_row(program: Program, name: str) -> dict[str, str]:
     layer = program.layers.get(name)
     if layer is None:
         return {"name": name, "kernel": "none: same memory", "weights": ""}
@@ -381,12 +313,13 @@ def _readme_row(program: _Program, name: str) -> dict[str, str]:
     return {"name": name, "kernel": layer.kernel, "weights": weights}
 
 
-def _layers_json(program: _Program) -> str:
+def _layers_json(program: Program) -> str:
     """Describe the layers by their numbers: what a trace hands over, and what each of them needs.
 
     `channels_last` is the [C, H, W] in whose [H, W, C] order the values lie, or null where they are in order. `call` is
     whether it calls a kernel, `constant_bytes` what its constants take in flash, `live_bytes` what lives in the arena
-    while it runs. `arena` has where each buffer lies, in bytes, and the layers in whose time it is needed, by number.
+    while it runs. `turns` are the layers' numbers in the order of execution: layers that are computed by rows take many
+    turns. `arena` has where each buffer lies, in bytes, and the layers in whose time it is needed, by number.
     """
     graph, plan = program.graph, program.storage.plan
     entries = []
@@ -406,7 +339,8 @@ def _layers_json(program: _Program) -> str:
             }
         )
     arena = {"bytes": plan.size, "lower_bound": plan.lower_bound, "buffers": _buffers(plan)}
-    return json.dumps({"format": 1, "layers": entries, "arena": arena}, indent=1) + "\n"
+    turns = " ".join(map(str, program.turns))
+    return json.dumps({"format": 2, "layers": entries, "turns": turns, "arena": arena}, indent=1) + "\n"
 
 
 def _buffers(plan: MemoryPlan) -> list[dict[str, Any]]:

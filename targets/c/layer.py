@@ -47,6 +47,8 @@ class Layer:
         in_place: whether the output may begin where the input begins, because what is overwritten has been read.
         rows: of a kernel that computes a range of rows (kernels/rows.h) how many rows its output and its input have,
             as it counts them; None of one that always computes the whole output.
+        row_step: how many rows it computes best at a time.
+        keeps_rows: whether it copies rows of the input to its scratch, and reads none again in a later call.
     """
 
     node: Node
@@ -61,3 +63,5 @@ class Layer:
     inputs_as_array: bool = False
     in_place: bool = False
     rows: tuple[int, int] | None = None
+    row_step: int = 1
+    keeps_rows: bool = False

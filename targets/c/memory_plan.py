@@ -23,7 +23,7 @@ class Buffer:
         size: bytes, at least 0.
         first: the step that writes it.
         last: the last step that reads it; at least `first`. Both steps belong to the lifetime.
-        over: names of buffers whose `last` is this one's `first`, and of which one may begin where this one begins.
+        over: names of buffers whose `last` is in the lifetime, and of which one may begin where this one begins.
     """
 
     name: str
@@ -72,9 +72,8 @@ def live_bytes(buffers: Sequence[Buffer], step: int) -> int:
     living = {buffer.name: buffer for buffer in buffers if buffer.first <= step <= buffer.last}
     total = sum(buffer.aligned_size for buffer in living.values())
     for buffer in living.values():
-        if buffer.first == step:
-            shared = (min(buffer.aligned_size, living[name].aligned_size) for name in buffer.over if name in living)
-            total -= max(shared, default=0)
+        shared = (min(buffer.aligned_size, living[name].aligned_size) for name in buffer.over if name in living)
+        total -= max(shared, default=0)
     return total
 
 

@@ -3,29 +3,43 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from kdpipe.targets.c.memory_plan import Buffer, MemoryPlan, plan_memory
+from kdpipe.targets.c.row_schedule import RowChain
 from kdpipe.targets.graph import Add, Flatten, IntegerGraph, Linear, Lookup, Mul, Node, Requantize, Softmax
 
 INPUT, OUTPUT = "input", "output"
 
 
 @dataclass(frozen=True)
-class Storage:
-    """Memory of every tensor and of every layer's scratch.
+class Layout:
+    """What every tensor and every layer's scratch lie in, wherever that may be in the arena.
 
     Args:
         place: by tensor, `INPUT`, `OUTPUT` or the name of an arena buffer. A view shares that of its input.
         scratch: by node, the name of its scratch buffer, for those that have one.
         views: nodes that only give their input's memory another name.
-        plan: the arena.
+        rings: tensors of which only some rows are kept, and how many.
+        buffers: what the arena must hold.
     """
 
     place: Mapping[str, str]
     scratch: Mapping[str, str]
     views: frozenset[str]
+    rings: Mapping[str, int]
+    buffers: tuple[Buffer, ...]
+
+
+@dataclass(frozen=True)
+class Storage(Layout):
+    """Memory of every tensor and of every layer's scratch.
+
+    Args:
+        plan: the arena.
+    """
+
     plan: MemoryPlan
 
 
@@ -61,7 +75,10 @@ def is_view(graph: IntegerGraph, node: Node) -> bool:
 
 
 def assign_storage(
-    graph: IntegerGraph, scratch_sizes: Mapping[str, int], in_place: Collection[str] = frozenset()
+    graph: IntegerGraph,
+    scratch_sizes: Mapping[str, int],
+    in_place: Collection[str] = frozenset(),
+    chains: Sequence[RowChain] = (),
 ) -> Storage:
     """Place every tensor of `graph`.
 
@@ -69,18 +86,33 @@ def assign_storage(
         graph: the network.
         scratch_sizes: bytes of scratch by node name; nodes without scratch may be absent.
         in_place: names of further nodes whose kernel may write over its input.
+        chains: layers that are computed by rows.
 
     Returns:
         Where everything lies. Elementwise operations and those in `in_place` may write where an input begins that
-        nothing reads later.
+        nothing reads later, and so may a chain's layers where their rows stay behind those that are still read.
+    """
+    layout = lay_out(graph, scratch_sizes, in_place, chains)
+    return Storage(**vars(layout), plan=plan_memory(layout.buffers))
+
+
+def lay_out(
+    graph: IntegerGraph, scratch_sizes: Mapping[str, int], in_place: Collection[str], chains: Sequence[RowChain]
+) -> Layout:
+    """Say what the arena must hold and when; the arguments are those of `assign_storage`.
+
+    A chain's layers live at the same time: all its buffers are there from its first step to its last.
     """
     views = frozenset(node.name for node in graph.nodes if is_view(graph, node))
     root = {graph.input_name: graph.input_name}
     for node in graph.nodes:
         root[node.name] = root[node.inputs[0]] if node.name in views else node.name
     last_read = _last_reads(graph, root)
+    chain_of = {step: chain for chain in chains for step in range(chain.first, chain.last + 1)}
     place = {graph.input_name: INPUT}
     buffers: list[Buffer] = []
+    rings: dict[str, int] = {}
+    covered: set[str] = set()
     for step, node in enumerate(graph.nodes):
         name = node.name
         if root[name] != name:
@@ -88,18 +120,53 @@ def assign_storage(
         if name == root[graph.output_name]:
             place[name] = OUTPUT
             continue
-        may_overwrite = isinstance(node.op, Add | Lookup | Mul | Requantize | Softmax) or name in in_place
-        over = _dying_inputs(node, step, root, last_read, place) if may_overwrite else ()
         place[name] = f"tensor {name}"
+        size, chain = size_of(node.output.shape), chain_of.get(step)
         last = max(step, last_read.get(name, step))
-        buffers.append(Buffer(place[name], size_of(node.output.shape), step, last, over))
+        first, end = _lifetime(step, last, chain_of)
+        over: tuple[str, ...] = ()
+        if chain is None:
+            if isinstance(node.op, Add | Lookup | Mul | Requantize | Softmax) or name in in_place:
+                over = _dying_inputs(node, step, root, last_read, place)
+        elif last <= chain.last:
+            place[name] = f"rows {name}"
+            rings[name] = chain.schedule.rings[name]
+            size = size // node.output.shape[1] * rings[name]
+        else:
+            over = tuple(
+                place[source]
+                for source in _dying_sources(chain, last_read, place)
+                if place[source] not in covered and _may_cover(graph, chain, source, name)
+            )[:1]
+            covered.update(over)
+        buffers.append(Buffer(place[name], size, first, end, over))
     scratch = {}
     for step, node in enumerate(graph.nodes):
         if scratch_sizes.get(node.name, 0) > 0:
             scratch[node.name] = f"scratch {node.name}"
-            buffers.append(Buffer(scratch[node.name], scratch_sizes[node.name], step, step))
+            buffers.append(Buffer(scratch[node.name], scratch_sizes[node.name], *_lifetime(step, step, chain_of)))
     place.update({name: place[root[name]] for name in views})
-    return Storage(place, scratch, views, plan_memory(buffers))
+    return Layout(place, scratch, views, rings, tuple(buffers))
+
+
+def _lifetime(first: int, last: int, chain_of: Mapping[int, RowChain]) -> tuple[int, int]:
+    return (
+        chain_of[first].first if first in chain_of else first,
+        chain_of[last].last if last in chain_of else last,
+    )
+
+
+def _dying_sources(chain: RowChain, last_read: Mapping[str, int], place: Mapping[str, str]) -> list[str]:
+    """Return the tensors that the chain reads, did not make, and nothing reads after it."""
+    own = {layer.name for layer in chain.layers}
+    names = dict.fromkeys(reading.tensor for layer in chain.layers for reading in layer.readings)
+    return [name for name in names if name not in own and place[name] != INPUT and last_read[name] <= chain.last]
+
+
+def _may_cover(graph: IntegerGraph, chain: RowChain, source: str, target: str) -> bool:
+    shapes = [graph.tensor(name).shape for name in (source, target)]
+    row_bytes = [size_of(shape) // shape[1] for shape in shapes]
+    return chain.stays_behind(source, target, (row_bytes[0], row_bytes[1]))
 
 
 def _last_reads(graph: IntegerGraph, root: Mapping[str, str]) -> dict[str, int]:

@@ -329,5 +329,6 @@ def _layer(
         scratch=scratch + _ALIGNMENT_SLACK,
         in_place=stays_behind(graph, node, line_width),
         rows=(-(-out_positions // out_width), height),
+        keeps_rows=True,
         assembly=Assembly(f"cortex_m4/{kernel}.inc", f"{kernel}_row", "void", tuple(sorted(constants.items()))),
     )

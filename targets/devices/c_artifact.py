@@ -97,6 +97,7 @@ class CArtifact:
         output_shape: without the batch, channels first.
         layers: by layer number.
         needs: features of the core that the sources were written for, see `cores.py`.
+        turns: the layers' numbers in the order of execution; those that are computed by rows take many turns.
     """
 
     directory: Path
@@ -106,6 +107,7 @@ class CArtifact:
     output_shape: tuple[int, ...]
     layers: tuple[ProgramLayer, ...]
     needs: frozenset[str]
+    turns: tuple[int, ...] = ()
 
     @property
     def include(self) -> Path:
@@ -150,11 +152,22 @@ class CArtifact:
         """Bytes of the output."""
         return math.prod(self.output_shape)
 
+    @property
+    def calls(self) -> tuple[int, ...]:
+        """The numbers of the layers whose kernels are called, in that order."""
+        return tuple(number for number in self.turns if self.layers[number].call)
+
+    def layer_after(self, turns: int) -> str | None:
+        """Return the name of the layer whose turn it is when so many have been taken, or None after the last."""
+        return self.layers[self.turns[turns]].name if turns < len(self.turns) else None
+
     def unpack_trace(self, recorded: Sequence[Sequence[NDArray[np.int8]]]) -> dict[str, NDArray[np.int8]]:
-        """Return the tensors by name, [N, *shape], from those recorded: for each of N runs, one for each layer."""
+        """Return the tensors by name, [N, *shape], from those recorded: for each of N runs, one for each turn."""
+        parts: dict[int, list[NDArray[np.int8]]] = {index: [] for index in range(len(self.layers))}
+        for turn, number in enumerate(self.turns):
+            parts[number].append(np.stack([run[turn] for run in recorded]).reshape(len(recorded), -1))
         return {
-            layer.name: layer.restore(np.stack([run[index] for run in recorded]).reshape(len(recorded), -1))
-            for index, layer in enumerate(self.layers)
+            layer.name: layer.restore(np.concatenate(parts[index], axis=1)) for index, layer in enumerate(self.layers)
         }
 
 
@@ -185,12 +198,12 @@ def load_c_artifact(directory: Path, core: str) -> CArtifact:
             where=str(directory),
             remedy=f"Run them on {built_for}, or export with --core {core}",
         )
-    layers = _load_layers(directory / LAYERS_FILE)
+    layers, turns = _load_layers(directory / LAYERS_FILE)
     sources = tuple(directory / name for name in described.files if name.endswith((".c", ".S")))
     if not any(source.name == MAIN_SOURCE for source in sources):
         raise ArtifactError(f"{MAIN_SOURCE} is not among its files", where=str(directory), remedy="Export it again")
     shapes = (described.input.shape, described.output.shape)
-    return CArtifact(directory, sources, described.name, *shapes, layers, FEATURES[built_for])
+    return CArtifact(directory, sources, described.name, *shapes, layers, FEATURES[built_for], turns)
 
 
 def load_arena(directory: Path) -> Arena:
@@ -216,10 +229,11 @@ def load_arena(directory: Path) -> Arena:
         raise _unreadable(path, error) from None
 
 
-def _load_layers(path: Path) -> tuple[ProgramLayer, ...]:
+def _load_layers(path: Path) -> tuple[tuple[ProgramLayer, ...], tuple[int, ...]]:
+    """Return the layers, and the order of execution."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        return tuple(
+        layers = tuple(
             ProgramLayer(
                 str(layer["name"]),
                 tuple(int(size) for size in layer["shape"]),
@@ -230,8 +244,12 @@ def _load_layers(path: Path) -> tuple[ProgramLayer, ...]:
             )
             for layer in document["layers"]
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        turns = tuple(int(number) for number in document["turns"].split())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _unreadable(path, error) from None
+    if set(turns) != set(range(len(layers))):
+        raise _unreadable(path, ValueError("turns of other layers"))
+    return layers, turns
 
 
 def _unreadable(path: Path, error: Exception) -> ArtifactError:

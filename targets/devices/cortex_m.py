@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdpipe.targets.devices.base import LayerCost, Measurement
-from kdpipe.targets.devices.c_artifact import CArtifact, ProgramLayer, load_c_artifact
-from kdpipe.targets.devices.execution_count import Cost, mean_cost
+from kdpipe.targets.devices.c_artifact import CArtifact, load_c_artifact
+from kdpipe.targets.devices.execution_count import Cost, mean_cost, total_cost
 from kdpipe.targets.devices.firmware import STACK_BYTES, Firmware, build_firmware
 from kdpipe.targets.devices.sample_runs import Emulation, Fault, run_samples
 from kdpipe.targets.devices.unicorn_machine import MachineFaultError
@@ -96,7 +96,7 @@ class CortexM:
             instructions=mean.instructions,
             cycles=mean.cycles,
             sample_cycles=tuple(cost.cycles for cost in runs.costs if cost.cycles is not None),
-            layers=_layer_costs(sources.layers, mean),
+            layers=_layer_costs(sources, mean),
             flash_bytes=firmware.flash_bytes,
             ram_bytes=firmware.static_ram_bytes + runs.stack_bytes,
         )
@@ -118,7 +118,7 @@ class CortexM:
                     lambda _, data, layers=layers: layers.append(data),  # type: ignore[misc]
                 )
             except MachineFaultError as fault:
-                layer = sources.layers[len(layers)].name if len(layers) < len(sources.layers) else None
+                layer = sources.layer_after(len(layers))
                 where = f"sample {index}"
                 raise self._error(fault.reason, fault.address, emulation.firmware, where, layer) from None
             recorded.append(layers)
@@ -151,8 +151,7 @@ class CortexM:
                 values, sources.output_size, f"{sources.name}_trace", lambda layer, _: finished.append(layer)
             )
         except MachineFaultError:
-            if len(finished) < len(sources.layers):
-                return sources.layers[len(finished)].name
+            return sources.layer_after(len(finished))
         except DeviceError:
             pass
         return None
@@ -167,12 +166,15 @@ class CortexM:
         )
 
 
-def _layer_costs(layers: Sequence[ProgramLayer], mean: Cost) -> tuple[LayerCost, ...] | None:
+def _layer_costs(sources: CArtifact, mean: Cost) -> tuple[LayerCost, ...] | None:
     """Return what each layer that calls a kernel takes, or None where the compiler left another number of calls."""
-    called = [layer for layer in layers if layer.call]
-    if len(called) != len(mean.calls):
+    if len(sources.calls) != len(mean.calls):
         return None
+    costs: dict[int, list[Cost]] = {number: [] for number, layer in enumerate(sources.layers) if layer.call}
+    for number, cost in zip(sources.calls, mean.calls, strict=True):
+        costs[number].append(cost)
+    totals = [(sources.layers[number], total_cost(parts)) for number, parts in costs.items()]
     return tuple(
-        LayerCost(layer.name, cost.instructions, cost.cycles, layer.constant_bytes, layer.live_bytes)
-        for layer, cost in zip(called, mean.calls, strict=True)
+        LayerCost(layer.name, total.instructions, total.cycles, layer.constant_bytes, layer.live_bytes)
+        for layer, total in totals
     )

@@ -78,8 +78,8 @@ class ExecutionCount:
         costs = [self._cost_of(part) for part in self._parts]
         *calls, rest = costs
         if calls:
-            calls[-1] = _sum([calls[-1], rest])
-        total = _sum(costs)
+            calls[-1] = total_cost([calls[-1], rest])
+        total = total_cost(costs)
         return Cost(total.instructions, total.cycles, tuple(calls))
 
     def _cost_of(self, part: _Part) -> Cost:
@@ -102,6 +102,7 @@ def mean_cost(costs: Sequence[Cost]) -> Cost:
     )
 
 
-def _sum(costs: Sequence[Cost]) -> Cost:
+def total_cost(costs: Sequence[Cost]) -> Cost:
+    """Return the sum, without its parts; None where one has none."""
     cycles = [cost.cycles for cost in costs if cost.cycles is not None]
     return Cost(sum(cost.instructions for cost in costs), sum(cycles) if len(cycles) == len(costs) else None)

@@ -132,8 +132,8 @@ class QemuCortexM:
         recorded: list[list[NDArray[np.int8]]] = []
         offset = 0
         while offset < len(stream):
-            layer, size = np.frombuffer(stream, "<i4", 2, offset)
-            if layer == 0:
+            _, size = np.frombuffer(stream, "<i4", 2, offset)
+            if not recorded or len(recorded[-1]) == len(sources.turns):
                 recorded.append([])
             recorded[-1].append(np.frombuffer(stream, np.int8, size, offset + 8))
             offset += 8 + int(size)

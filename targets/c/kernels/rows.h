@@ -12,6 +12,12 @@ typedef struct {
                             rows as it has, or a ring of the last ones, of which those that a call needs are there */
 } kdp_rows;
 
+/* `step` bytes after a place in a ring of `size`, at most once around. */
+static inline int32_t kdp_after(int32_t place, int32_t step, int32_t size)
+{
+    return place + step < size ? place + step : place + step - size;
+}
+
 /* Where row y of the input lies. */
 static inline int32_t kdp_place(const kdp_rows *rows, int32_t y)
 {

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from rows_everywhere import rows_everywhere
 
 from kdpipe.targets import reference
 from kdpipe.targets.c.generator import arena_bytes, constant_bytes, export
@@ -108,12 +109,16 @@ def test_counts_equal_single_stepping(exported_graph: Exported, random_inputs: I
     assert [call.instructions for call in counted[0].calls] == list(np.diff(ends))
 
 
-@pytest.mark.parametrize("seed", [3, 5])
+@pytest.mark.parametrize(("seed", "by_rows"), [(3, False), (3, True), (5, True)])
 def test_layers_add_up_and_processes_share_the_work(
-    seed: int, random_graph: Callable[..., IntegerGraph], random_inputs: Inputs, tmp_path: Path
+    seed: int, by_rows: bool, random_graph: Callable[..., IntegerGraph], random_inputs: Inputs, tmp_path: Path
 ) -> None:
     graph = random_graph(seed, rounding="single")
-    export(graph, tmp_path, "cortex-m4")
+    with rows_everywhere(by_rows):
+        export(graph, tmp_path, "cortex-m4")
+        arena = arena_bytes(graph, "cortex-m4")
+    artifact = load_c_artifact(tmp_path, "cortex-m4")
+    assert (len(artifact.turns) > len(graph.nodes)) == by_rows
     inputs = random_inputs(graph, 12)
     alone, shared = (cortex_m.create("cortex-m4", workers).measure(tmp_path, inputs) for workers in (1, 2))
     np.testing.assert_array_equal(alone.outputs, shared.outputs)
@@ -129,7 +134,7 @@ def test_layers_add_up_and_processes_share_the_work(
     assert abs(sum(layer.instructions for layer in alone.layers) - alone.instructions) <= len(alone.layers)
     assert abs(sum(layer.cycles for layer in alone.layers) - alone.cycles) <= len(alone.layers)
     assert sum(layer.constant_bytes for layer in alone.layers) == sum(constant_bytes(graph, "cortex-m4").values())
-    assert max(layer.live_bytes for layer in alone.layers) <= arena_bytes(graph, "cortex-m4")
+    assert max(layer.live_bytes for layer in alone.layers) <= arena
 
 
 def _damaged(exported: Exported, tmp_path: Path, statement: str, before: str = "    return 0;") -> Path:

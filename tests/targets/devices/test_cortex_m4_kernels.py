@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from rows_everywhere import rows_everywhere
 
 from kdpipe.targets import reference
 from kdpipe.targets.c.generator import export
 from kdpipe.targets.c.layers import lower_node
+from kdpipe.targets.c.program import plan_program
 from kdpipe.targets.devices import c_compiler, cortex_m, host_c
 from kdpipe.targets.errors import ArtifactError
 from kdpipe.targets.graph import (
@@ -134,6 +136,17 @@ def test_kernels(kind: str, rounding: str, random_inputs: Callable[..., NDArray[
     used = {lower_node(graph, node, "cortex-m4").kernel for node in graph.nodes}
     assert used == kernels
     check(graph, random_inputs(graph, 3), tmp_path)
+
+
+@pytest.mark.parametrize("kind", GRAPHS)
+def test_kernels_by_rows(kind: str, random_inputs: Callable[..., NDArray[np.int8]], tmp_path: Path) -> None:
+    bits, cases, kernels = GRAPHS[kind]
+    graph = convolutions(len(kind), bits, "single", [(o, k, dict(options)) for o, k, options in cases])
+    with rows_everywhere():
+        program = plan_program(graph, "cortex-m4")
+        assert [len(chain.layers) for chain in program.chains] == [len(graph.nodes)]
+        assert {layer.kernel for layer in program.layers.values()} == kernels
+        check(graph, random_inputs(graph, 2), tmp_path)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from rows_everywhere import rows_everywhere
 
 from kdpipe.targets import reference
+from kdpipe.targets.c.generator import export
 from kdpipe.targets.devices import c_compiler, host_c
 from kdpipe.targets.errors import DeviceError, MissingDependencyError
 from kdpipe.targets.graph import IntegerGraph
@@ -36,6 +38,20 @@ def test_measure_and_trace(
     assert measured.instructions is None
     for name, values in host_c.create().trace(directory, inputs).items():
         np.testing.assert_array_equal(values, expected[name], err_msg=name)
+
+
+def test_layers_by_rows_are_put_together(
+    random_graph: Callable[..., IntegerGraph], random_inputs: Inputs, tmp_path: Path
+) -> None:
+    graph = random_graph(5, rounding="single")
+    with rows_everywhere():
+        export(graph, tmp_path)
+    inputs = random_inputs(graph, 3)
+    traced = host_c.create().trace(tmp_path, inputs)
+    assert set(traced) == {node.name for node in graph.nodes}
+    for name, expected in reference.run_all(graph, inputs).items():
+        if name in traced:
+            np.testing.assert_array_equal(traced[name], expected, err_msg=name)
 
 
 def test_sources_that_do_not_compile(exported_graph: Exported, random_inputs: Inputs, tmp_path: Path) -> None:

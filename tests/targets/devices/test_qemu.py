@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from rows_everywhere import rows_everywhere
 
 from kdpipe.targets import reference
 from kdpipe.targets.c.cores import DSP, FEATURES
@@ -58,7 +59,8 @@ def test_outputs_and_layers_equal_the_reference(
     if DSP in FEATURES[core]:
         # these use the FPU's registers, which faults where the start-up code has not switched it on
         assert {"depthwise3", "ternary_taps"} <= {lower_node(graph, node, core).kernel for node in graph.nodes}
-    export(graph, tmp_path, core)
+    with rows_everywhere():
+        export(graph, tmp_path, core)
     done: list[tuple[int, int]] = []
     device = qemu.create(name, workers=2)
     measured = device.measure(tmp_path, inputs, lambda *progress: done.append(progress))

@@ -20,6 +20,20 @@ static void put_boxes(const kdp_ternary *layer, const int32_t *sums, int32_t pad
     }
 }
 
+/* As memcpy, four words at a time where both lie at words. */
+static inline void copy(int8_t *to, const int8_t *from, int32_t bytes)
+{
+    if ((((uintptr_t)to | (uintptr_t)from) & 3) == 0) {
+        for (; bytes >= 16; bytes -= 16) {
+            __asm__ volatile("ldmia %1!, {r4, r5, r6, r8}\n\tstmia %0!, {r4, r5, r6, r8}"
+                             : "+r"(to), "+r"(from)
+                             :
+                             : "r4", "r5", "r6", "r8", "memory");
+        }
+    }
+    memcpy(to, from, (size_t)bytes);
+}
+
 void KDP(ternary_taps)(const kdp_ternary *layer, const kdp_rows *rows, const int8_t *input, int8_t *output, int8_t *scratch)
 {
     uint32_t *const ring = kdp_align(scratch);
@@ -52,7 +66,7 @@ void KDP(ternary_taps)(const kdp_ternary *layer, const kdp_rows *rows, const int
             arguments.parameters += group_parameters;
             arguments.output += 2;
         }
-        memcpy(output, line + first * channels, (size_t)(layer->out_width * channels));
+        copy(output, line + first * channels, layer->out_width * channels);
         output += layer->out_width * channels;
     }
 }
