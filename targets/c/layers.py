@@ -17,6 +17,7 @@ from kdpipe.targets.c.convolution_v6m import conv_dot4
 from kdpipe.targets.c.cores import ARMV7M, DSP, FEATURES, FPU, GENERIC, THUMB
 from kdpipe.targets.c.depthwise_m4 import depthwise3
 from kdpipe.targets.c.layer import Field, Layer
+from kdpipe.targets.c.nibble_m4 import nibble_taps
 from kdpipe.targets.c.packing import ConstantArray, convolution_rows, fold_zero_point, linear_rows, pack_rows
 from kdpipe.targets.c.scaled_add import scaled_add_v6m, scaled_add_v7m
 from kdpipe.targets.c.storage import flattened_shape, size_of
@@ -386,6 +387,7 @@ _LOWERINGS: dict[type, tuple[Candidate, ...]] = {
     Conv2d: (
         Candidate(depthwise3, frozenset({DSP, FPU})),
         Candidate(conv8_flat, frozenset({DSP})),
+        Candidate(nibble_taps, frozenset({DSP, FPU})),
         Candidate(conv8, frozenset({DSP})),
         Candidate(ternary_taps, frozenset({DSP, FPU})),
         Candidate(ternary_outer, frozenset({DSP, FPU})),

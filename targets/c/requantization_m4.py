@@ -14,13 +14,14 @@ A kernel may hand over `factor` times the accumulator (a power of two that it co
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kdpipe.targets.fixed_point import INT32_MAX, Rounding
-from kdpipe.targets.graph import Quantization
+from kdpipe.targets.c.packing_m4 import accumulator_ranges
+from kdpipe.targets.fixed_point import INT32_MAX, Rounding, quantize_multipliers
+from kdpipe.targets.graph import Conv2d, IntegerGraph, Node, Quantization
 
 SHARED_SHIFT, OWN_SHIFT, TFLITE = 0, 1, 2
 """Forms of requantization, as the kernels' macro REQUANT names them."""
@@ -28,6 +29,9 @@ SHARED_SHIFT, OWN_SHIFT, TFLITE = 0, 1, 2
 MAX_SHARED_SHIFT = 10
 _OWN_LEFT_SHIFTS = (4, 2)
 """Tried in this order: layers with equal shifts can share their code, and a smaller one has room for larger sums."""
+
+LEFT_SHIFT = 4
+"""Of sums in the kernels over scale.inc, where it costs nothing: finer multipliers fit a shared shift."""
 
 _TRIED_SHIFTS = 4
 _COMMON_SHIFT = 1
@@ -85,6 +89,40 @@ def plan_requantization(
         tried = (_own_shifts(multipliers, shifts, output, factors, bound, left) for left in _OWN_LEFT_SHIFTS)
         planned = next((plan for plan in tried if plan is not None), None)
     return planned
+
+
+def requantize_sums(graph: IntegerGraph, node: Node, left: int = 0) -> Requantization | None:
+    """Return the cheapest exact form for a convolution's sums as they are, or None.
+
+    Args:
+        graph: the network.
+        node: its convolution.
+        left: how far the kernel shifts sums left where they share a shift.
+    """
+    op, source, output = node.op, graph.tensor(node.inputs[0]).quantization, node.output.quantization
+    assert isinstance(op, Conv2d)  # noqa: S101 - narrows the type
+    multipliers, shifts = quantize_multipliers(source.scale * op.weight.scales.astype(np.float64) / output.scale)
+    smallest, largest = accumulator_ranges(op, source)
+    bound = int(max(abs(smallest).max(), abs(largest).max()))
+    if output.bits != 8 or bound >= 2 ** (31 - left):
+        return None
+    for forms, factor in (((SHARED_SHIFT, TFLITE), 2**left), ((OWN_SHIFT,), 1)):
+        found = plan_requantization(
+            multipliers.tolist(), shifts.tolist(), output, graph.rounding, [factor] * len(multipliers), bound, forms
+        )
+        if found is not None and found.form == SHARED_SHIFT:
+            found = replace(found, shift=found.shift + left, left=left)
+        # SMMLA and a shift of 0 would not round.
+        if found is not None and not (found.form == SHARED_SHIFT and found.shift == 0):
+            return found
+    return None
+
+
+def rounding_term(requantization: Requantization, output: Quantization) -> int:
+    """Return the zero point and a half, as added before the shift; for a channel's own shift, one bit earlier."""
+    if requantization.form == SHARED_SHIFT:
+        return (output.zero_point << requantization.shift) + (1 << (requantization.shift - 1))
+    return 2 * output.zero_point + 1
 
 
 def shift_with_bias(requantization: Requantization, bias: NDArray[np.int64]) -> NDArray[np.int64] | None:

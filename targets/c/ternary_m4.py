@@ -8,7 +8,7 @@ fields of 15 bits: a schedule, made for the actual weights, takes them out befor
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeGuard
 
 import numpy as np
@@ -17,16 +17,14 @@ from numpy.typing import NDArray
 from kdpipe.targets.c.convolution_m4 import stays_behind
 from kdpipe.targets.c.layer import Assembly, Field, Layer
 from kdpipe.targets.c.packing import ConstantArray
-from kdpipe.targets.c.packing_m4 import accumulator_ranges
 from kdpipe.targets.c.requantization_m4 import (
-    OWN_SHIFT,
+    LEFT_SHIFT,
     SHARED_SHIFT,
-    TFLITE,
     Requantization,
-    plan_requantization,
+    requantize_sums,
+    rounding_term,
     shift_with_bias,
 )
-from kdpipe.targets.fixed_point import quantize_multipliers
 from kdpipe.targets.graph import Conv2d, IntegerGraph, Node, Operator, Quantization
 
 FIELD_MAX, TOP_FIELD_MAX = 2**15 - 1, 2**19 - 1
@@ -35,9 +33,6 @@ FIELD_MAX, TOP_FIELD_MAX = 2**15 - 1, 2**19 - 1
 _FLUSH, _TILE_END, _ROW_END = 1, 2, 4
 _MAX_KERNEL_HEIGHT = 16
 _LINE_WIDTH = 16
-_LEFT_SHIFT = 4
-"""Of sums in `ternary_outer`, which costs nothing there and makes finer multipliers fit a shared shift."""
-
 _MAX_UNROLLED = 3
 _MAX_EDGE = 2**13 - 1
 """What the fields for sums of codes can hold."""
@@ -113,7 +108,7 @@ def ternary_taps(graph: IntegerGraph, node: Node) -> Layer | None:
     )
     limits = np.array([FIELD_MAX, FIELD_MAX, FIELD_MAX, TOP_FIELD_MAX])
     schedule = make_schedule(fields, limits, channels // unit)
-    requantization = _requantization(graph, node)
+    requantization = requantize_sums(graph, node)
     if requantization is None:
         return None
     left_codes = codes[:, :, 0].reshape(outputs, -1).sum(axis=1) * left
@@ -126,6 +121,7 @@ def ternary_taps(graph: IntegerGraph, node: Node) -> Layer | None:
         graph,
         node,
         kernel="ternary_taps",
+        includes=("ternary_taps.inc",),
         ring_taps=(1, 0),
         tiles=tiles,
         words=pack_taps(codes),
@@ -161,7 +157,7 @@ def ternary_outer(graph: IntegerGraph, node: Node) -> Layer | None:
     largest = source.quantization.qmax + 128
     fields = largest * codes.reshape(outputs, -1, unit).sum(axis=2)[..., None]
     schedule = make_schedule(fields, np.array([FIELD_MAX]), steps // unit)
-    requantization = _requantization(graph, node, _LEFT_SHIFT)
+    requantization = requantize_sums(graph, node, LEFT_SHIFT)
     if requantization is None:
         return None
     # Where one accumulator holds a whole sum, it starts from `start` less the window's sum of inputs, and its fields
@@ -178,6 +174,7 @@ def ternary_outer(graph: IntegerGraph, node: Node) -> Layer | None:
         graph,
         node,
         kernel="ternary_outer",
+        includes=("ternary_outer.inc", "scale.inc"),
         line_width=width if is_line else 0,
         ring_taps=(kernel_width, op.padding[1]),
         tiles=tiles,
@@ -236,38 +233,10 @@ def _bias(op: Conv2d, source: Quantization) -> NDArray[np.int64]:
     return bias
 
 
-def _requantization(graph: IntegerGraph, node: Node, left: int = 0) -> Requantization | None:
-    """Return the cheapest exact form that the row kernels have; sums reach a shared shift times 2**left."""
-    op, source, output = node.op, graph.tensor(node.inputs[0]).quantization, node.output.quantization
-    assert isinstance(op, Conv2d)  # noqa: S101 - narrows the type
-    multipliers, shifts = quantize_multipliers(source.scale * op.weight.scales.astype(np.float64) / output.scale)
-    smallest, largest = accumulator_ranges(op, source)
-    bound = int(max(abs(smallest).max(), abs(largest).max()))
-    if output.bits != 8 or bound >= 2 ** (31 - left):
-        return None
-    for forms, factor in (((SHARED_SHIFT, TFLITE), 2**left), ((OWN_SHIFT,), 1)):
-        found = plan_requantization(
-            multipliers.tolist(), shifts.tolist(), output, graph.rounding, [factor] * len(multipliers), bound, forms
-        )
-        if found is not None and found.form == SHARED_SHIFT:
-            found = replace(found, shift=found.shift + left, left=left)
-        # SMMLA and a shift of 0 would not round.
-        if found is not None and not (found.form == SHARED_SHIFT and found.shift == 0):
-            return found
-    return None
-
-
 def _shifts(requantization: Requantization) -> NDArray[np.int64]:
     """Return each channel's shift to the right less one, or zeros where they share one."""
     own = requantization.form != SHARED_SHIFT
     return requantization.parameters[:, 2] - 1 if own else np.zeros(len(requantization.parameters), dtype=np.int64)
-
-
-def _rounding(requantization: Requantization, output: Quantization) -> int:
-    """Return the zero point and a half, as added before the shift; for a channel's own shift, one bit earlier."""
-    if requantization.form == SHARED_SHIFT:
-        return (output.zero_point << requantization.shift) + (1 << (requantization.shift - 1))
-    return 2 * output.zero_point + 1
 
 
 def _layer(
@@ -275,6 +244,7 @@ def _layer(
     node: Node,
     *,
     kernel: str,
+    includes: tuple[str, ...],
     ring_taps: tuple[int, int],
     tiles: int,
     words: NDArray[np.uint32],
@@ -302,7 +272,7 @@ def _layer(
         *(op.weight.values.shape[2], *op.stride, *op.padding[:2], *op.dilation),
         source.quantization.zero_point,
         *(*ring_taps, tiles, words.size // groups, group_parameters),
-        *(start, _rounding(requantization, output)),
+        *(start, rounding_term(requantization, output)),
         *("@weights", "@parameters", "@schedule", "@row"),
     ]
     constants = {
@@ -316,7 +286,7 @@ def _layer(
         node=node,
         kernel=kernel,
         header="ternary.h",
-        files=(*(f"cortex_m4/{name}" for name in (f"{kernel}.c", f"{kernel}.inc", *_RING_FILES)), "rows.h"),
+        files=(*(f"cortex_m4/{name}" for name in (f"{kernel}.c", *includes, *_RING_FILES)), "rows.h"),
         struct="kdp_ternary",
         fields=fields,
         arrays={

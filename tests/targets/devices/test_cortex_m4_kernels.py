@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from rows_everywhere import rows_everywhere
 
 from kdpipe.targets import reference
+from kdpipe.targets.c import nibble_m4
 from kdpipe.targets.c.generator import export
 from kdpipe.targets.c.layers import lower_node
 from kdpipe.targets.c.program import plan_program
@@ -49,8 +50,9 @@ def convolutions(
     rounding: str,
     cases: list[tuple[int, tuple[int, int], dict[str, object]]],
     spread: float = 0.3,
+    size: tuple[int, int] = (13, 11),
 ) -> IntegerGraph:
-    """A chain of convolutions on 13x11 maps, outputs scaled to fill their range.
+    """A chain of convolutions, outputs scaled to fill their range.
 
     Args:
         seed: of the weights.
@@ -58,9 +60,10 @@ def convolutions(
         rounding: of the graph.
         cases: output channels (0: as many groups as inputs), kernel, and Conv2d's arguments.
         spread: of the channels' scales.
+        size: of the input's maps.
     """
     rng = np.random.default_rng(seed)
-    shape, source = (cases[0][2].pop("inputs"), 13, 11), Quantization(0.0625, int(rng.integers(-128, 100)))
+    shape, source = (cases[0][2].pop("inputs"), *size), Quantization(0.0625, int(rng.integers(-128, 100)))
     nodes: list[Node] = []
     known = TensorType(shape, source)
     for index, (outputs, kernel, options) in enumerate(cases):
@@ -73,13 +76,18 @@ def convolutions(
         bias = rng.integers(-int(deviation), int(deviation) + 1, len(values)).astype(np.int32)
         op = Conv2d(Weight(values, scales, bits), bias, groups=groups, **options)  # type: ignore[arg-type]
         top, left, bottom, right = op.padding
-        size = (
+        out_size = (
             convolution_output_size(height, kernel[0], op.stride[0], top, bottom, op.dilation[0]),
             convolution_output_size(width, kernel[1], op.stride[1], left, right, op.dilation[1]),
         )
         output = Quantization(0.0625, -128 if index % 2 else int(rng.integers(-128, 128)))
         nodes.append(
-            Node(f"conv{index}", op, (nodes[-1].name if nodes else "input",), TensorType((len(values), *size), output))
+            Node(
+                f"conv{index}",
+                op,
+                (nodes[-1].name if nodes else "input",),
+                TensorType((len(values), *out_size), output),
+            )
         )
         known = nodes[-1].output
     # The scales above are for steps of 1.
@@ -108,6 +116,14 @@ TERNARY_ODD = [
     (32, (3, 3), SAME),
     (4, (3, 3), {"padding": (2, 1, 0, 1)}),
     (8, (2, 3), {"padding": (1, 2, 1, 2), "dilation": (2, 2)}),
+]
+# Whole tiles of eight columns; then partial ones, of the first and the last of which columns lie outside the input.
+NIBBLES = [
+    (32, (3, 3), {"inputs": 8, **SAME}),
+    (16, (3, 3), SAME),
+    (8, (5, 3), {"padding": (2, 1, 2, 0), "stride": (2, 1)}),
+    (3, (1, 3), {"padding": (0, 1, 0, 1)}),
+    (8, (2, 3), {"padding": (0, 1, 1, 3)}),
 ]
 DEPTHWISE = [
     (0, (3, 3), {"inputs": 8, **SAME}),
@@ -206,6 +222,49 @@ def test_sums_that_leave_their_place_go_to_the_kernel_for_any_core(
     check(graph, random_inputs(graph, 3), tmp_path)
 
 
+@pytest.mark.parametrize("rounding", ["single", "tflite"])
+@pytest.mark.parametrize(("bits", "width"), [(4, 16), (4, 8), (4, 23), (3, 7)])
+def test_nibble_taps(
+    bits: int, width: int, rounding: str, random_inputs: Callable[..., NDArray[np.int8]], tmp_path: Path
+) -> None:
+    cases = [(outputs, kernel, dict(options)) for outputs, kernel, options in NIBBLES]
+    graph = convolutions(width, bits, rounding, cases, spread=1.5 if width == 23 else 0.3, size=(6, width))
+    assert lower_node(graph, graph.nodes[0], "cortex-m4").kernel == "nibble_taps"
+    check(graph, random_inputs(graph, 3), tmp_path)
+
+
+def full_nibbles(channels: int) -> IntegerGraph:
+    """Weights of the largest magnitude, of either sign by turns of channels: what fills 20-bit fields soonest."""
+    graph = convolutions(1, 4, "single", [(4, (3, 3), {"inputs": channels, **SAME})], size=(4, 8))
+    node = graph.nodes[0]
+    values = np.empty_like(node.op.weight.values)
+    values[0::2], values[1::2] = 7, -7
+    scales = (0.1 / np.full(len(values), values[0].size)).astype(np.float32)
+    op = replace(node.op, weight=replace(node.op.weight, values=values, scales=scales))
+    source = replace(graph.input, quantization=Quantization(0.0625, -128))
+    return replace(graph, input=source, nodes=(replace(node, op=op),))
+
+
+def test_fields_of_20_bits_are_used_to_their_end(
+    random_inputs: Callable[..., NDArray[np.int8]], tmp_path: Path
+) -> None:
+    fitting, too_many = full_nibbles(32), full_nibbles(40)
+    assert lower_node(fitting, fitting.nodes[0], "cortex-m4").kernel == "nibble_taps"
+    assert lower_node(too_many, too_many.nodes[0], "cortex-m4").kernel == "conv2d_w4"
+    for graph in (fitting, too_many):
+        check(graph, random_inputs(graph, 2), tmp_path / str(graph.input.shape[0]))
+
+
+def test_beyond_20_bits_fields_would_be_wrong(
+    random_inputs: Callable[..., NDArray[np.int8]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bound is needed: these weights, which it rejects, give wrong outputs without it."""
+    monkeypatch.setattr(nibble_m4, "FIELD_BITS", 22)
+    graph = full_nibbles(40)
+    with pytest.raises(AssertionError, match="layer conv0"):
+        check(graph, random_inputs(graph, 1), tmp_path)
+
+
 @pytest.mark.parametrize("value", [-1, 1])
 def test_fields_at_their_limit_are_taken_out_in_time(
     value: int, random_inputs: Callable[..., NDArray[np.int8]], tmp_path: Path
@@ -246,9 +305,9 @@ def test_sums_of_codes_that_exceed_their_fields_go_to_another_kernel() -> None:
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_sources_compile_without_warnings(bits: int, tmp_path: Path) -> None:
     cases = TERNARY if bits == 2 else QUADS
-    for number, kind in enumerate((cases, DEPTHWISE, FLAT)):
+    for number, (kind, width) in enumerate([(cases, 11), (DEPTHWISE, 11), (FLAT, 11), (NIBBLES, 16)]):
         directory = tmp_path / str(number)
-        graph = convolutions(1, bits, "single", [(o, k, dict(options)) for o, k, options in kind])
+        graph = convolutions(1, bits, "single", [(o, k, dict(options)) for o, k, options in kind], size=(13, width))
         export(graph, directory, "cortex-m4")
         names = ["model.c", "model_weights.c", *(f"kernels/{path.name}" for path in directory.glob("kernels/*.[cS]"))]
         target = ["-target", "thumb-freestanding-eabi", "-mcpu=cortex_m4", "-I.", "-I", str(STRING_H)]
