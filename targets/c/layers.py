@@ -17,6 +17,7 @@ from kdpipe.targets.c.convolution_v6m import conv_dot4
 from kdpipe.targets.c.cores import ARMV7M, DSP, FEATURES, FPU, GENERIC, THUMB
 from kdpipe.targets.c.depthwise_m4 import depthwise3
 from kdpipe.targets.c.layer import Field, Layer
+from kdpipe.targets.c.linear_m4 import linear_dsp
 from kdpipe.targets.c.nibble_m4 import nibble_taps
 from kdpipe.targets.c.packing import ConstantArray, convolution_rows, fold_zero_point, linear_rows, pack_rows
 from kdpipe.targets.c.scaled_add import scaled_add_v6m, scaled_add_v7m
@@ -394,7 +395,7 @@ _LOWERINGS: dict[type, tuple[Candidate, ...]] = {
         Candidate(conv_dot4, needs=frozenset({THUMB}), lacks=frozenset({DSP})),
         Candidate(_convolution),
     ),
-    Linear: (Candidate(_linear),),
+    Linear: (Candidate(linear_dsp, frozenset({DSP, FPU})), Candidate(_linear)),
     Add: (
         Candidate(scaled_add_v7m, frozenset({ARMV7M})),
         Candidate(scaled_add_v6m, frozenset({THUMB}), lacks=frozenset({ARMV7M})),

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from kdpipe.targets.c.packing_m4 import accumulator_ranges
 from kdpipe.targets.fixed_point import INT32_MAX, Rounding, quantize_multipliers
-from kdpipe.targets.graph import Conv2d, IntegerGraph, Node, Quantization
+from kdpipe.targets.graph import Conv2d, IntegerGraph, Linear, Node, Quantization
 
 SHARED_SHIFT, OWN_SHIFT, TFLITE = 0, 1, 2
 """Forms of requantization, as the kernels' macro REQUANT names them."""
@@ -92,15 +92,15 @@ def plan_requantization(
 
 
 def requantize_sums(graph: IntegerGraph, node: Node, left: int = 0) -> Requantization | None:
-    """Return the cheapest exact form for a convolution's sums as they are, or None.
+    """Return the cheapest exact form for the sums, as they are, of a convolution or a linear layer, or None.
 
     Args:
         graph: the network.
-        node: its convolution.
+        node: of the graph.
         left: how far the kernel shifts sums left where they share a shift.
     """
     op, source, output = node.op, graph.tensor(node.inputs[0]).quantization, node.output.quantization
-    assert isinstance(op, Conv2d)  # noqa: S101 - narrows the type
+    assert isinstance(op, Conv2d | Linear)  # noqa: S101 - narrows the type
     multipliers, shifts = quantize_multipliers(source.scale * op.weight.scales.astype(np.float64) / output.scale)
     smallest, largest = accumulator_ranges(op, source)
     bound = int(max(abs(smallest).max(), abs(largest).max()))
