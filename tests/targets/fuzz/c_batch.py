@@ -312,7 +312,8 @@ def _assembly(texts: Mapping[str, str], function: str, name: str, number: int) -
     """Return a function in assembly as a part of one file: no macro and no label is left behind."""
     text = _renamed(texts[f"kernels/{function}.S"], [function], name)
     text = text.replace('#include "kernel_config.h"\n', "")
-    text = re.sub(r'#include "(.+)"', lambda found: texts[f"kernels/{found[1]}"], text)
+    while (included := re.sub(r'#include "(.+)"', lambda found: texts[f"kernels/{found[1]}"], text)) != text:
+        text = included
     text = re.sub(r"\.L(\w+)", rf".L{number}_\1", text)
     undefined = {f"#undef {macro}" for macro in re.findall(r"#define (\w+)", text)}
     undefined |= {f".purgem {macro}" for macro in re.findall(r"\.macro\s+(\w+)", text)}
