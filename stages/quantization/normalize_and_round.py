@@ -72,8 +72,8 @@ class NormalizeAndRound(torch.autograd.Function):
         # of a dead quantizer everything is cut off
         step = float(scale) or _LEAST_STEP
         slope = gamma * inverse
-        gain, offset = slope / step, (beta - mean * slope) / step
-        gains, offsets = layout.tiled(gain), layout.tiled(offset)
+        lines = torch.stack([torch.addcmul(beta, mean, slope, value=-1), slope]).div_(step)
+        offsets, gains = layout.tiled(lines)
         out = torch.empty_like(x)
         for given, levels in layout.pieces(x, out):
             line, factor = layout.fitting(given, offsets, gains)
@@ -81,28 +81,32 @@ class NormalizeAndRound(torch.autograd.Function):
             if rounds:
                 levels.round_()
             levels.mul_(scale)
-        ctx.save_for_backward(x, gamma, gain, offset, mean, inverse)
+        ctx.save_for_backward(x, gamma, lines, mean, inverse)
         ctx.low, ctx.high, ctx.gradient, ctx.delta, ctx.eps = low, high, gradient, delta, eps
         return out
 
     @staticmethod
     def backward(ctx, gradient: Tensor):  # type: ignore[override, no-untyped-def]
         """Return the gradients of x, gamma, beta and s."""
-        x, gamma, gain, offset, mean, inverse = ctx.saved_tensors
+        x, gamma, lines, mean, inverse = ctx.saved_tensors
         low, high, kind = ctx.low, ctx.high, ctx.gradient
         layout = _Layout.of(x)
-        gains, offsets = layout.tiled(gain), layout.tiled(offset)
+        offsets, gains = layout.tiled(lines)
         if gradient.stride() != x.stride():
             gradient = torch.empty_like(x).copy_(gradient)
         passed = torch.empty_like(x)
         pieces = layout.pieces(x, gradient, passed)
-        steps, spare = torch.empty((2, pieces[0][0].numel()), dtype=x.dtype).unbind()
-        cut, misses = torch.zeros((2,), dtype=x.dtype).unbind()
+        buffers = torch.empty((2, *pieces[0][0].shape), dtype=x.dtype).unbind()
+        cut, misses = 0.0, 0.0
         for given, arrived, through in pieces:
-            u, other = (buffer[: given.numel()].view_as(given) for buffer in (steps, spare))
+            u, other = (buffer if buffer.shape == given.shape else torch.empty_like(given) for buffer in buffers)
             line, factor = layout.fitting(given, offsets, gains)
             torch.addcmul(line, given, factor, out=u)
             where_inside(arrived, u, low, high, through)
+            if kind == "pact" and low == 0:
+                # below, the output is 0 whatever the step
+                cut += high * _dot(arrived, u.ge_(high))
+                continue
             if kind == "pact":
                 cut += _dot(torch.sub(arrived, through, out=other), u.clamp_(low, high))
                 continue
@@ -116,15 +120,13 @@ class NormalizeAndRound(torch.autograd.Function):
             passed, x, gamma, None, None, mean, inverse, True, ctx.eps, [True, True, True]
         )
         # where the range cut, out = limit * s, so d out / d s = limit
-        to_scale = cut
-        if kind == "lsq":
-            to_scale = lsq_factor(x[0].numel(), high) * (cut + misses)
+        to_scale = lsq_factor(x[0].numel(), high) * (cut + misses) if kind == "lsq" else cut
         nothing = (None,) * 8
-        return to_x, to_gamma, to_beta, to_scale, *nothing
+        return to_x, to_gamma, to_beta, x.new_tensor(to_scale), *nothing
 
 
-def _dot(first: Tensor, second: Tensor) -> Tensor:
-    return torch.dot(first.view(-1), second.view(-1))
+def _dot(first: Tensor, second: Tensor) -> float:
+    return torch.dot(first.view(-1), second.view(-1)).item()
 
 
 @dataclass(frozen=True)
@@ -151,9 +153,11 @@ class _Layout:
         once = channels * run
         return cls(channels, x.numel() // channels, run, min(once * max(1, _PERIOD // once), x.numel()))
 
-    def tiled(self, line: Tensor) -> Tensor:
-        """Return a value a channel, [C], as the values of a period."""
-        return line.view(1, -1, 1).expand(self.period // (len(line) * self.run), -1, self.run).reshape(-1)
+    def tiled(self, lines: Tensor) -> tuple[Tensor, ...]:
+        """Return lines of a value a channel, [L, C], each as the values of a period."""
+        if self.run > 1:
+            lines = lines.repeat_interleave(self.run, dim=1)
+        return lines.repeat(1, self.period // lines.shape[1]).unbind()
 
     def fitting(self, piece: Tensor, *periods: Tensor) -> tuple[Tensor, ...]:
         """Return values of a period as a piece needs them: it may be shorter than a period."""
