@@ -155,17 +155,18 @@ def ternary_outer(graph: IntegerGraph, node: Node) -> Layer | None:
     unit = _unit(steps)
     codes = (op.weight.values.astype(np.int64).transpose(0, 2, 3, 1) + 1).reshape(outputs, kernel_height, steps)
     largest = source.quantization.qmax + 128
-    fields = largest * codes.reshape(outputs, -1, unit).sum(axis=2)[..., None]
+    # Where one accumulator holds a whole sum, it starts from `start` less the window's sum of inputs, which is what the
+    # weights' offset adds. All is exact modulo 2**64, so only the final fields must fit: each lies between `start` less
+    # what weights of -1 take off and `start` and what those of 1 add.
+    below, above = (int((codes == code).sum(axis=(1, 2)).max()) for code in (0, 2))
+    start = max(largest * below, 1)
+    adds_sums = start + largest * above > FIELD_MAX
+    start = 0 if adds_sums else start
+    fields = largest * adds_sums * codes.reshape(outputs, -1, unit).sum(axis=2)[..., None]
     schedule = make_schedule(fields, np.array([FIELD_MAX]), steps // unit)
     requantization = requantize_sums(graph, node, LEFT_SHIFT)
     if requantization is None:
         return None
-    # Where one accumulator holds a whole sum, it starts from `start` less the window's sum of inputs, and its fields
-    # never leave [0, start + what the codes of +1 add].
-    start = largest * kernel_height * steps
-    highest = start + largest * int((codes == 2).sum(axis=(1, 2)).max())
-    adds_sums = schedule.flushes > 1 or highest > FIELD_MAX
-    start = 0 if adds_sums else start
     bias = shift_with_bias(requantization, _bias(op, source.quantization) - start)
     if bias is None:
         return None

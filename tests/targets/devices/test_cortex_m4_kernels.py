@@ -333,6 +333,25 @@ def test_fields_at_their_limit_are_taken_out_in_time(
     check(graph, random_inputs(graph, 2), tmp_path)
 
 
+@pytest.mark.parametrize(("channels", "adds_sums"), [(64, 0), (68, 1)])
+def test_whole_sums_fill_their_fields(
+    channels: int, adds_sums: int, random_inputs: Callable[..., NDArray[np.int8]], tmp_path: Path
+) -> None:
+    """All weights of a channel are 1 or all are -1, so that the largest inputs fill the fields from end to end."""
+    graph = convolutions(4, 2, "single", [(8, (1, 1), {"inputs": channels})], size=(3, 3))
+    node = graph.nodes[0]
+    values = np.empty_like(node.op.weight.values)
+    values[0::2], values[1::2] = 1, -1
+    scales = (1.5 / np.full(len(values), channels)).astype(np.float32)
+    op = replace(node.op, weight=replace(node.op.weight, values=values, scales=scales))
+    graph = replace(graph, nodes=(replace(node, op=op),))
+    layer = lower_node(graph, graph.nodes[0], "cortex-m4")
+    assert layer.kernel == "ternary_outer"
+    assert layer.assembly is not None
+    assert dict(layer.assembly.constants)["ADD_SUMS"] == adds_sums
+    check(graph, random_inputs(graph, 2), tmp_path)
+
+
 @pytest.mark.parametrize("size", [(2, 3), (19, 17)])
 def test_means(size: tuple[int, int], random_inputs: Callable[..., NDArray[np.int8]], tmp_path: Path) -> None:
     """Half-words hold the sums of 256 values, so larger maps take several rounds."""

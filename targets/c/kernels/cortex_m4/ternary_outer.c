@@ -2,19 +2,20 @@
 
 #include "ternary.h"
 
-/* Where the accumulators hold whole sums they start from these: two positions for two channels in 64 bits. Elsewhere they
- * start from 0, and the sums that they are added to from the windows' negative ones. */
+/* Where the accumulators hold whole sums they start from these: two positions for two channels in 64 bits, modulo 2^64.
+ * Elsewhere they start from 0, and the sums that they are added to from the windows' negative ones. */
 static KDP_SMALL void put_starts(const kdp_ternary *layer, const int32_t *sums, int32_t tiles, uint32_t *starts)
 {
     for (int32_t x = 0; x < 2 * tiles; x++, sums += 2, starts += 2) {
-        const uint32_t first = (uint32_t)(layer->start - sums[0]);
-        const uint32_t second = (uint32_t)(layer->start - sums[1]);
-        starts[0] = first;
-        starts[1] = second;
+        const int32_t first = layer->start - sums[0];
+        const int32_t second = layer->start - sums[1];
+        starts[0] = (uint32_t)first;
+        starts[1] = (uint32_t)second;
         if (layer->start > 0) {
-            const uint64_t both = first | second << 15;
-            starts[0] = (uint32_t)(both | both << 30);
-            starts[1] = (uint32_t)(both >> 2);
+            const uint64_t both = (uint64_t)first + ((uint64_t)second << 15);
+            const uint64_t all = both + (both << 30);
+            starts[0] = (uint32_t)all;
+            starts[1] = (uint32_t)(all >> 32);
         }
     }
 }
