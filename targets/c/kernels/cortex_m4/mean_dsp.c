@@ -12,7 +12,7 @@ static inline void add_word(const int8_t *from, uint32_t *even, uint32_t *odd)
 }
 
 /* The average pooling of which the window is the whole input: four channels at a time, in pairs of half-words. */
-void KDP(mean_dsp)(const kdp_pool *layer, const int8_t *input, int8_t *output)
+KDP_SMALL void KDP(mean_dsp)(const kdp_pool *layer, const int8_t *input, int8_t *output)
 {
     const int32_t count = layer->in_height * layer->in_width;
     const int32_t channels = layer->channels;
