@@ -65,7 +65,8 @@ def conv8(graph: IntegerGraph, node: Node) -> Layer | None:
     pair_words = phases * phase_words
     pairs = channel_pairs(channels)
     taps = [4 * (u * dilation % phases * phase_words + u * dilation // phases) for u in range(kernel_width)]
-    unroll = _unrolled_pairs(len(pairs), 4 * pair_words, max(taps), 16 if kernel_height * kernel_width == 1 else 4)
+    is_point = kernel_height * kernel_width == 1
+    unroll = _unrolled_pairs(len(pairs), 4 * pair_words, max(taps), 16 if is_point else 4)
     packed = pack_quads(op.weight.values, pairs, stored)
     stream = 4 * packed.size // (outputs // 4)
     if unroll is None or 4 * pair_words * len(pairs) > _MAX_STREAM or stream > _MAX_STREAM:
@@ -86,10 +87,11 @@ def conv8(graph: IntegerGraph, node: Node) -> Layer | None:
         ],
         packed=packed,
         rows=(-(-out_positions // out_width), in_height),
-        scratch=4 * ring_words + (16 * pixel_pairs if stored == 4 else 0) + _ALIGNMENT_SLACK,
+        scratch=4 * ring_words + (16 * pixel_pairs if stored == 4 and not is_point else 0) + _ALIGNMENT_SLACK,
         in_place=stays_behind(graph, node, out_width if is_line else 0),
         constants={
             "FLAT": 0,
+            "POINT": int(is_point),
             "KH": kernel_height,
             "TAP_OFFSETS": ", ".join(map(str, taps)),
             "PITCH": 4 * pair_words,
@@ -148,6 +150,7 @@ def conv8_flat(graph: IntegerGraph, node: Node) -> Layer | None:
         in_place=stays_behind(graph, node),
         constants={
             "FLAT": 1,
+            "POINT": 0,
             "KH": kernel_height,
             "U": len(pairs),
             "X1_OFFSET": second,

@@ -11,7 +11,8 @@
 
 /* What computes one output row. `conv8.inc` reads it member by member. */
 typedef struct {
-    const int32_t *boxes; /* 4-bit weights: of both windows of a pair the sum of inputs times 8, then times 8 * 257 */
+    const int32_t *boxes; /* 4-bit weights, several taps: of both windows of a pair the sum of inputs times 8, then times
+                             8 * 257 */
     const uint32_t *weights;
     const int32_t *parameters; /* for four output channels at a time: starts of the sums, then their factors */
     int8_t *output;
@@ -42,7 +43,7 @@ typedef struct {
 } kdp_conv8;
 
 /* `scratch` holds the ring: ((kernel_height - 1) * dilation_y + 1) * pairs * pair_words words, with 4-bit weights
- * `pair_words` more for each row, and 2 * (`out_width` + 1); and 3 bytes more, so that it may lie anywhere. */
+ * `pair_words` more for each row, and, of several taps, 2 * (`out_width` + 1); and 3 bytes more, so that it may lie anywhere. */
 void KDP(conv8_w8)(const kdp_conv8 *layer, const kdp_rows *rows, const int8_t *input, int8_t *output,
                    int8_t *scratch);
 void KDP(conv8_w4)(const kdp_conv8 *layer, const kdp_rows *rows, const int8_t *input, int8_t *output,

@@ -135,8 +135,10 @@ KDP_SMALL void KDP_CONV8(const kdp_conv8 *layer, const kdp_rows *rows, const int
         arguments.output = output;
         output += width * layer->out_channels;
 #if KDP_BOXES
-        kdp_put_boxes(layer, arguments.rows, arguments.pair_bytes / 4, boxes);
-        arguments.boxes = boxes;
+        if (layer->kernel_height * layer->kernel_width > 1) {
+            kdp_put_boxes(layer, arguments.rows, arguments.pair_bytes / 4, boxes);
+            arguments.boxes = boxes;
+        }
 #endif
         layer->row(&arguments);
     }
