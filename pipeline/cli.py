@@ -29,6 +29,7 @@ from kdpipe.pipeline.cli_options import (
     Listing,
     MaxStepsOption,
     OnlyOption,
+    OptimizeOption,
     OutOption,
     PipelineFile,
     RamLimit,
@@ -146,6 +147,7 @@ def export(
     weights: WeightsOption = None,
     io: IoOption = None,
     layout: LayoutOption = None,
+    optimize: OptimizeOption = None,
     bench: BenchOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -155,7 +157,7 @@ def export(
         from kdpipe.pipeline.tables import print_export
         from kdpipe.stages.export import export_graph
 
-        options = {"core": core, "weights": weights, "io": io, "layout": layout}
+        options = {"core": core, "weights": weights, "io": io, "layout": layout, "optimize": optimize}
         chosen = {name: choice.value for name, choice in options.items() if choice is not None}
         if bench:
             chosen["bench"] = "cycles"

@@ -37,6 +37,13 @@ class Weights(StrEnum):
     INT8 = "int8"
 
 
+class Optimize(StrEnum):
+    """What exported C sources are optimized for."""
+
+    SPEED = "speed"
+    SIZE = "size"
+
+
 class Layout(StrEnum):
     """How exported C sources are arranged."""
 
@@ -104,6 +111,10 @@ IoOption = Annotated[
 LayoutOption = Annotated[
     Optional[Layout],  # noqa: UP045
     typer.Option("--layout", help="c: how the files are arranged. [default: sources]"),
+]
+OptimizeOption = Annotated[
+    Optional[Optimize],  # noqa: UP045
+    typer.Option("--optimize", help="c: for size, ternary weights take 2 bits and fewer. [default: speed]"),
 ]
 BenchOption = Annotated[
     bool, typer.Option("--bench", help="c: write a program too that prints each layer's cycles on a board.")

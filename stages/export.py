@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from kdpipe.stages.base import Accepts, Inputs, Outcome, Stage, StageContext, StageParams
 from kdpipe.targets.c.cores import GENERIC, CoreName
 from kdpipe.targets.c.layouts import Bench, Layout
+from kdpipe.targets.c.optimization import SPEED, Optimization
 from kdpipe.targets.errors import StorageError, UsageError
 from kdpipe.targets.exporters import EXPORTERS
 
@@ -32,6 +33,9 @@ class ExportParams(StageParams):
     layout: Layout = Field("sources", description="c: plain sources, an Arduino library or a Zephyr module.")
     bench: Bench = Field(
         "none", description="c: `cycles` writes a program too that prints each layer's cycles on a board."
+    )
+    optimize: Optimization = Field(
+        SPEED, description="c: `size` stores ternary weights in 2 bits and fewer, at the cost of time."
     )
     weights: Literal["packed", "int8"] = Field(
         "packed",
@@ -60,7 +64,7 @@ class ExportParams(StageParams):
         return {name: getattr(self, name) for name in EXPORTERS[target].options}
 
 
-OPTIONS = frozenset({"core", "layout", "bench", "weights", "io"})
+OPTIONS = frozenset({"core", "layout", "bench", "optimize", "weights", "io"})
 """The parameters that are options of targets; each holds for the targets that have it."""
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from kdpipe.targets.c import layouts
 from kdpipe.targets.c.cores import NAMES
+from kdpipe.targets.c.optimization import NAMES as OPTIMIZATIONS
 from kdpipe.targets.errors import UnsupportedError, UsageError, did_you_mean
 from kdpipe.targets.registry import Registry
 
@@ -37,6 +38,7 @@ class Option:
 CORE = Option("what the sources are for", NAMES)
 LAYOUT = Option("plain sources, an Arduino library or a Zephyr module", layouts.NAMES)
 BENCH = Option("whether a program that prints each layer's cycles on a board is written too", layouts.BENCHES)
+OPTIMIZE = Option("whether ternary weights lie as is fastest, or in 2 bits and fewer", OPTIMIZATIONS)
 WEIGHTS = Option(
     "weights of 2 to 4 bits packed, or all as int8 for readers that know nothing narrower", ("packed", "int8")
 )
@@ -128,7 +130,7 @@ for _exporter in (
         "c",
         "C99 sources for microcontrollers, weights at 2, 4 or 8 bits",
         "kdpipe.targets.c.generator:export",
-        {"core": CORE, "layout": LAYOUT, "bench": BENCH},
+        {"core": CORE, "layout": LAYOUT, "bench": BENCH, "optimize": OPTIMIZE},
     ),
 ):
     EXPORTERS.register(_exporter.name)(_exporter)

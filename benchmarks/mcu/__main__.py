@@ -21,6 +21,8 @@ from networks import NETWORKS, make_graph, make_inputs
 
 from kdpipe.targets import reference
 from kdpipe.targets.c.generator import export
+from kdpipe.targets.c.optimization import NAMES as OPTIMIZATIONS
+from kdpipe.targets.c.optimization import SIZE, SPEED
 from kdpipe.targets.devices.base import Measurement
 from kdpipe.targets.devices.cortex_m import CortexM
 from kdpipe.targets.devices.registry import DEVICES
@@ -61,7 +63,7 @@ activations have 8 bits; rounding single. Every output of {count} inputs equals 
 | --- | --- | --- | --- | --- | --- | --- |"""
 
 
-def measure(name: str, bits: int, core: str, device: str, seed: int, samples: int) -> Measurement:
+def measure(name: str, bits: int, core: str, device: str, seed: int, samples: int, optimize: str) -> Measurement:
     """Export, compile, run and compare one network.
 
     Raises:
@@ -70,7 +72,7 @@ def measure(name: str, bits: int, core: str, device: str, seed: int, samples: in
     graph = make_graph(name, bits, seed)
     inputs = make_inputs(graph, samples, seed)
     with tempfile.TemporaryDirectory() as directory:
-        export(graph, Path(directory), core)
+        export(graph, Path(directory), core, optimize=optimize)
         runner = DEVICES[device].create()
         if isinstance(runner, CortexM):
             runner = replace(runner, counted_samples=_COUNTED, seconds_limit=SECONDS_LIMIT)
@@ -122,6 +124,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--device", default="cortex-m4", choices=sorted(set(DEVICES) - {"host"}), help="where to run")
     parser.add_argument("--cores", nargs="+", help="what to write the sources for: generic and the device's core")
     parser.add_argument("--widths", nargs="*", type=int, default=list(WIDTHS), choices=list(WIDTHS))
+    parser.add_argument("--optimize", default=SPEED, choices=OPTIMIZATIONS, help="what the sources are optimized for")
     parser.add_argument("--generators", metavar="PYTHON", help="interpreter that has bakenn and emx-onnx-cgen")
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--layers", action="store_true", help="print what each layer takes, after the table")
@@ -132,8 +135,9 @@ def main(arguments: list[str]) -> None:
     for name in options.networks:
         for bits, width in ((bits, WIDTHS[bits]) for bits in options.widths):
             for core in cores:
-                found = measure(name, bits, core, options.device, options.seed, options.samples)
-                print(row(name, width, core, found), flush=True)
+                found = measure(name, bits, core, options.device, options.seed, options.samples, options.optimize)
+                sources = f"{core}, for size" if options.optimize == SIZE else core
+                print(row(name, width, sources, found), flush=True)
                 tables.append(layer_table(f"{name}, {width}, sources for {core}", found))
             limits = TARGETS.get((options.device, name, bits), ())
             targets = " | ".join([*(f"≤ {limit:g}" for limit in limits), *[""] * (4 - len(limits))])

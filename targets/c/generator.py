@@ -21,6 +21,7 @@ from kdpipe.targets.c.layers import OPERATORS as OPERATORS
 from kdpipe.targets.c.layouts import NAMES as LAYOUTS
 from kdpipe.targets.c.layouts import NO_BENCH, SOURCES, is_program, layout_texts, source_root
 from kdpipe.targets.c.memory_plan import MemoryPlan
+from kdpipe.targets.c.optimization import SPEED
 from kdpipe.targets.c.packing import STORED_BITS, to_channels_last
 from kdpipe.targets.c.program import Program, plan_program
 from kdpipe.targets.c.steps import step_texts, whole_rows
@@ -39,7 +40,12 @@ _GOLDEN_SEED = 0
 
 
 def export(
-    graph: IntegerGraph, directory: Path, core: str = GENERIC, layout: str = SOURCES, bench: str = NO_BENCH
+    graph: IntegerGraph,
+    directory: Path,
+    core: str = GENERIC,
+    layout: str = SOURCES,
+    bench: str = NO_BENCH,
+    optimize: str = SPEED,
 ) -> list[Path]:
     """Write `graph` as C sources.
 
@@ -49,6 +55,7 @@ def export(
         core: what to write it for, a name of `cores.py`.
         layout: how to arrange it, a name of `layouts.py`.
         bench: "cycles" to write bench/bench.c too, a program that prints each layer's cycles on a board.
+        optimize: "size" to store ternary weights in 2 bits or fewer, whatever time that costs.
 
     Returns:
         The files, all below `directory`: model.h, model.c, model_weights.h, model_weights.c, the kernels that the
@@ -57,11 +64,11 @@ def export(
         core has kernels of its own, portable/ holds the same network for any core, which a host's test builds.
 
     Raises:
-        UsageError: there is no such core or layout.
+        UsageError: there is no such core, layout or optimization.
         UnsupportedError: a layer has no kernel (nothing has been written then); names the layer.
         StorageError: the directory can't be written.
     """
-    texts = render(graph, core, layout, bench)
+    texts = render(graph, core, layout, bench, optimize)
     paths = []
     try:
         for name, text in texts.items():
@@ -69,7 +76,7 @@ def export(
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8", newline="\n")
             paths.append(path)
-        write_artifact(_describe(graph, texts, core, layout), directory)
+        write_artifact(_describe(graph, texts, core, layout, optimize), directory)
         paths.append(directory / ARTIFACT_FILE)
     except OSError as error:
         raise StorageError(
@@ -80,18 +87,24 @@ def export(
     return paths
 
 
-def _describe(graph: IntegerGraph, texts: Iterable[str], core: str, layout: str) -> ExportedArtifact:
+def _describe(graph: IntegerGraph, texts: Iterable[str], core: str, layout: str, optimize: str) -> ExportedArtifact:
     """Describe the export; what the build and its test need, but a device does not, is not counted as deployed."""
     deployed = [name for name in texts if is_program(name, layout)]
     artifact = describe(graph, target="c", files=deployed, input_type="int8", layout="NHWC", stored_bits=STORED_BITS)
-    return replace(artifact, weight_bytes=constant_bytes(graph, core), core=core)
+    return replace(artifact, weight_bytes=constant_bytes(graph, core, optimize), core=core)
 
 
-def render(graph: IntegerGraph, core: str = GENERIC, layout: str = SOURCES, bench: str = NO_BENCH) -> dict[str, str]:
+def render(
+    graph: IntegerGraph,
+    core: str = GENERIC,
+    layout: str = SOURCES,
+    bench: str = NO_BENCH,
+    optimize: str = SPEED,
+) -> dict[str, str]:
     """Return the text of each file that `export` writes, by its path in the export's directory."""
     if layout not in LAYOUTS:
         raise UsageError(f"unknown layout {layout!r}", remedy=did_you_mean(layout, LAYOUTS))
-    program = plan_program(graph, core)
+    program = plan_program(graph, core, optimize)
     environment = _environment()
     root = source_root(layout)
     values = {
@@ -107,7 +120,7 @@ def render(graph: IntegerGraph, core: str = GENERIC, layout: str = SOURCES, benc
     texts = {f"{root}{name}": text for name, text in _program_texts(program, environment, values).items()}
     sources = _sources(texts)
     if FEATURES[core]:
-        portable = plan_program(graph, GENERIC)
+        portable = plan_program(graph, GENERIC, optimize)
         portable_texts = _program_texts(portable, environment, _template_values(portable))
         texts.update({f"{PORTABLE}/{name}": text for name, text in portable_texts.items()})
         values["portable_sources"] = [f"{PORTABLE}/{name}" for name in _sources(portable_texts)]
@@ -159,9 +172,9 @@ def arena_bytes(graph: IntegerGraph, core: str = GENERIC) -> int:
     return arena_plan(graph, core).size
 
 
-def constant_bytes(graph: IntegerGraph, core: str = GENERIC) -> dict[str, int]:
+def constant_bytes(graph: IntegerGraph, core: str = GENERIC, optimize: str = SPEED) -> dict[str, int]:
     """Return the bytes of constants in flash, as `values` (packed weights) and `scales_and_biases`."""
-    layers = plan_program(graph, core).layers.values()
+    layers = plan_program(graph, core, optimize).layers.values()
     values = sum(layer.arrays["weights"].nbytes for layer in layers if "weights" in layer.arrays)
     total = sum(array.nbytes for layer in layers for array in layer.arrays.values())
     return {"values": values, "scales_and_biases": total - values}

@@ -19,7 +19,16 @@ from kdpipe.targets.c.depthwise_m4 import depthwise3
 from kdpipe.targets.c.layer import Field, Layer
 from kdpipe.targets.c.linear_m4 import linear_dsp
 from kdpipe.targets.c.nibble_m4 import nibble_taps
-from kdpipe.targets.c.packing import ConstantArray, convolution_rows, fold_zero_point, linear_rows, pack_rows
+from kdpipe.targets.c.optimization import SIZE, SPEED
+from kdpipe.targets.c.packing import (
+    ConstantArray,
+    convolution_rows,
+    fold_zero_point,
+    linear_rows,
+    pack_rows,
+    pack_ternary_rows,
+    unpack_rows,
+)
 from kdpipe.targets.c.scaled_add import scaled_add_v6m, scaled_add_v7m
 from kdpipe.targets.c.storage import flattened_shape, size_of
 from kdpipe.targets.c.ternary_m4 import ternary_outer, ternary_taps
@@ -50,6 +59,8 @@ from kdpipe.targets.reference import add_factors, mul_factor
 from kdpipe.targets.softmax import exponentials
 
 _KERNEL_BITS = {2: "w2", 3: "w4", 4: "w4", 8: "w8"}
+_MOST_BITS = 2
+"""Of a ternary weight, where small sources are wanted."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +82,15 @@ class Candidate:
         return self.needs <= features and not self.lacks & features
 
 
-def lower_node(graph: IntegerGraph, node: Node, core: str = GENERIC) -> Layer:
+def lower_node(graph: IntegerGraph, node: Node, core: str = GENERIC, optimize: str = SPEED) -> Layer:
     """Choose the kernel that computes `node`, and lay out its constants.
 
     Args:
         graph: the network.
         node: one of its nodes.
         core: what the kernel must run on, a name of `cores.py`.
+        optimize: a name of `optimization.py`. For size, a core's own kernel computes a layer with ternary weights only
+            where it stores them in 2 bits or fewer; else the portable one does, with five to a byte.
 
     Raises:
         UnsupportedError: the C target has no kernel for it; names the layer.
@@ -97,7 +110,25 @@ def lower_node(graph: IntegerGraph, node: Node, core: str = GENERIC) -> Layer:
         )
     plans = (candidate.plan(graph, node) for candidate in candidates if candidate.suits(FEATURES[core]))
     # The last candidate of each operator runs everywhere and takes everything.
-    return next(layer for layer in plans if layer is not None)
+    found = (layer for layer in plans if layer is not None)
+    op = node.op
+    if optimize == SIZE and isinstance(op, Conv2d | Linear) and op.weight.bits == 2:
+        *own, portable = found
+        small = (layer for layer in own if 8 * layer.arrays["weights"].nbytes <= _MOST_BITS * op.weight.values.size)
+        return next(small, _five_to_a_byte(portable, op))
+    return next(found)
+
+
+def _five_to_a_byte(layer: Layer, op: Conv2d | Linear) -> Layer:
+    """Return the layer of a portable kernel with its ternary weights stored in 1.6 bits."""
+    weights = op.weight.values
+    rows = unpack_rows(layer.arrays["weights"], len(weights), weights.size // len(weights), bits=2)
+    return replace(
+        layer,
+        kernel=layer.kernel.replace("_w2", "_t5"),
+        files=tuple(name.replace("_w2", "_t5") for name in layer.files),
+        arrays={**layer.arrays, "weights": pack_ternary_rows(rows)},
+    )
 
 
 def _quantized(node: Node, multipliers: str, shifts: str) -> list[Field]:

@@ -48,6 +48,30 @@ def pack_rows(rows: NDArray[np.int8], bits: int) -> ConstantArray:
     return ConstantArray("uint32_t", words.astype(np.uint32).reshape(-1))
 
 
+def pack_ternary_rows(rows: NDArray[np.int8]) -> ConstantArray:
+    """Store `rows [O, K]` of ternary weights five to a byte: 1.6 bits each, a row on a byte of its own.
+
+    The byte of weights w_0 to w_4 is ceil(256 / 243 * sum of (w_i + 1) * 3**(4 - i)): its product with three carries
+    the first digit beyond the byte, the remainder's the next one, and so on. What is left of a row's last byte is -1.
+    """
+    outputs, count = rows.shape
+    digits = np.zeros((outputs, -(-count // 5) * 5), dtype=np.int64)
+    digits[:, :count] = rows.astype(np.int64) + 1
+    numbers = digits.reshape(outputs, -1, 5) @ (3 ** np.arange(4, -1, -1))
+    return ConstantArray("uint8_t", (-(-numbers * 256 // 243)).astype(np.uint8).reshape(-1))
+
+
+def unpack_ternary_rows(packed: ConstantArray, outputs: int, count: int) -> NDArray[np.int8]:
+    """Undo `pack_ternary_rows`: return int8 [outputs, count]."""
+    codes = packed.values.astype(np.int64).reshape(outputs, -1)
+    digits = []
+    for _ in range(5):
+        codes = (codes & 255) * 3
+        digits.append((codes >> 8) - 1)
+    rows: NDArray[np.int8] = np.stack(digits, axis=2).reshape(outputs, -1)[:, :count].astype(np.int8)
+    return rows
+
+
 def unpack_rows(packed: ConstantArray, outputs: int, count: int, bits: int) -> NDArray[np.int8]:
     """Undo `pack_rows`: return int8 [outputs, count]."""
     stored = STORED_BITS[bits]

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from kdpipe.targets.c.cores import FEATURES, NAMES
 from kdpipe.targets.c.layer import Assembly, Layer
 from kdpipe.targets.c.layers import lower_node
+from kdpipe.targets.c.optimization import NAMES as OPTIMIZATIONS
+from kdpipe.targets.c.optimization import SPEED
 from kdpipe.targets.c.row_chains import choose_chains
 from kdpipe.targets.c.row_schedule import RowChain
 from kdpipe.targets.c.storage import Storage, assign_storage, is_view
 from kdpipe.targets.errors import UnsupportedError, UsageError, did_you_mean
-from kdpipe.targets.graph import IntegerGraph
+from kdpipe.targets.graph import IntegerGraph, Node
 
 _MAX_ARENA = 2**31 - 1
 
@@ -55,18 +57,29 @@ class Program:
         return tuple(turns)
 
 
-def plan_program(graph: IntegerGraph, core: str) -> Program:
-    """Choose kernels, order and places for a core, a name of `cores.py`.
+def plan_program(graph: IntegerGraph, core: str, optimize: str = SPEED) -> Program:
+    """Choose kernels, order and places.
+
+    Args:
+        graph: the network.
+        core: what it is for, a name of `cores.py`.
+        optimize: a name of `optimization.py`.
 
     Raises:
-        UsageError: there is no such core.
+        UsageError: there is no such core or optimization.
         UnsupportedError: a layer has no kernel, or the network takes too much memory.
     """
     if core not in FEATURES:
         raise UsageError(f"unknown core {core!r}", remedy=did_you_mean(core, NAMES))
-    layers = {node.name: lower_node(graph, node, core) for node in graph.nodes if not is_view(graph, node)}
+    if optimize not in OPTIMIZATIONS:
+        raise UsageError(f"unknown optimization {optimize!r}", remedy=did_you_mean(optimize, OPTIMIZATIONS))
+
+    def lower(part: IntegerGraph, node: Node) -> Layer:
+        return lower_node(part, node, core, optimize)
+
+    layers = {node.name: lower(graph, node) for node in graph.nodes if not is_view(graph, node)}
     in_place = {name for name, layer in layers.items() if layer.in_place}
-    chains, of_rows = choose_chains(graph, layers, lambda rows, node: lower_node(rows, node, core))
+    chains, of_rows = choose_chains(graph, layers, lower)
     layers |= of_rows
     storage = assign_storage(graph, {name: layer.scratch for name, layer in layers.items()}, in_place, chains)
     if storage.plan.size > _MAX_ARENA:

@@ -22,8 +22,10 @@ typedef struct {
     kdp_requantization to;
 } kdp_conv2d;
 
-/* Any kernel size, stride, padding, dilation and groups; the suffix says how the weights are stored. `scratch` holds
- * two patches: 2 * kernel_height * kernel_width * (in_channels / groups) bytes. */
+/* Any kernel size, stride, padding, dilation and groups; the suffix says how the weights are stored: ternary ones five to
+ * a byte (t5), else at 2, 4 or 8 bits. `scratch` holds two patches: 2 * kernel_height * kernel_width * (in_channels / groups) bytes. */
+void KDP(conv2d_t5)(const kdp_conv2d *layer, const kdp_rows *rows, const int8_t *input, int8_t *output,
+                    int8_t *scratch);
 void KDP(conv2d_w2)(const kdp_conv2d *layer, const kdp_rows *rows, const int8_t *input, int8_t *output,
                     int8_t *scratch);
 void KDP(conv2d_w4)(const kdp_conv2d *layer, const kdp_rows *rows, const int8_t *input, int8_t *output,
@@ -32,11 +34,14 @@ void KDP(conv2d_w8)(const kdp_conv2d *layer, const kdp_rows *rows, const int8_t 
                     int8_t *scratch);
 
 /* 1x1 without padding, dilation or groups. */
+void KDP(pointwise_t5)(const kdp_conv2d *layer, const int8_t *input, int8_t *output);
 void KDP(pointwise_w2)(const kdp_conv2d *layer, const int8_t *input, int8_t *output);
 void KDP(pointwise_w4)(const kdp_conv2d *layer, const int8_t *input, int8_t *output);
 void KDP(pointwise_w8)(const kdp_conv2d *layer, const int8_t *input, int8_t *output);
 
 /* groups == in_channels. `scratch` holds one patch: kernel_height * kernel_width * in_channels bytes. */
+void KDP(depthwise_t5)(const kdp_conv2d *layer, const kdp_rows *rows, const int8_t *input, int8_t *output,
+                       int8_t *scratch);
 void KDP(depthwise_w2)(const kdp_conv2d *layer, const kdp_rows *rows, const int8_t *input, int8_t *output,
                        int8_t *scratch);
 void KDP(depthwise_w4)(const kdp_conv2d *layer, const kdp_rows *rows, const int8_t *input, int8_t *output,

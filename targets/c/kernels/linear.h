@@ -14,7 +14,8 @@ typedef struct {
     kdp_requantization to;
 } kdp_linear;
 
-/* The suffix says how the weights are stored. */
+/* The suffix says how the weights are stored: ternary ones five to a byte (t5), else at 2, 4 or 8 bits. */
+void KDP(linear_t5)(const kdp_linear *layer, const int8_t *input, int8_t *output);
 void KDP(linear_w2)(const kdp_linear *layer, const int8_t *input, int8_t *output);
 void KDP(linear_w4)(const kdp_linear *layer, const int8_t *input, int8_t *output);
 void KDP(linear_w8)(const kdp_linear *layer, const int8_t *input, int8_t *output);

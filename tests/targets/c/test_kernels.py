@@ -36,12 +36,12 @@ KERNELS = Path(__file__).parents[3] / "targets" / "c" / "kernels"
 STRICT = ["-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
 
 
-Check = Callable[[IntegerGraph, Path], None]
+Check = Callable[..., None]
 
 
 @pytest.fixture(scope="module")
 def check(c_compiler: str, sanitizers: list[str], tmp_path_factory: pytest.TempPathFactory) -> Check:
-    """`check(graph, directory)`: export it and run its golden test, strictly compiled and under the sanitizers.
+    """`check(graph, directory, **options)`: export it and run its test, strictly compiled and under the sanitizers.
 
     The graphs share a name, and so their kernels' names: the kernels are compiled once for each rounding.
     """
@@ -57,9 +57,9 @@ def check(c_compiler: str, sanitizers: list[str], tmp_path_factory: pytest.TempP
             objects[rounding] = [str(library / f"{Path(name).stem}.o") for name in sources]
         return objects[rounding]
 
-    def run(graph: IntegerGraph, directory: Path) -> None:
+    def run(graph: IntegerGraph, directory: Path, **options: str) -> None:
         assert graph.name == "net"
-        export(graph, directory)
+        export(graph, directory, **options)
         (directory / "all.c").write_text(
             "".join(f'#include "{name}"\n' for name in ("model_weights.c", "model.c", "test/test_model.c"))
         )
@@ -74,6 +74,17 @@ def check(c_compiler: str, sanitizers: list[str], tmp_path_factory: pytest.TempP
 def _compile(command: list[str], directory: Path) -> None:
     result = subprocess.run(command, cwd=directory, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("seed", range(300, 312))
+def test_random_graphs_for_size(
+    seed: int, random_graph: Callable[..., IntegerGraph], check: Check, tmp_path: Path
+) -> None:
+    operators = ("conv", "grouped", "depthwise")
+    graph = random_graph(seed, rounding="single", weight_bits=(2,), operators=operators)
+    check(replace(graph, name="net"), tmp_path, optimize="size")
+    widths = {path.stem[-2:] for path in (tmp_path / "kernels").glob("*_[wt][0-9].c")}
+    assert widths == {"t5"}
 
 
 @pytest.mark.parametrize("seed", range(100, 126))

@@ -8,9 +8,11 @@ from kdpipe.targets.c.packing import (
     fold_zero_point,
     linear_rows,
     pack_rows,
+    pack_ternary_rows,
     to_channels_first,
     to_channels_last,
     unpack_rows,
+    unpack_ternary_rows,
 )
 
 
@@ -29,6 +31,22 @@ def test_first_weight_is_lowest() -> None:
     packed = pack_rows(np.array([[1, -1, 0]], dtype=np.int8), 2)
     assert packed.values.tolist() == [0b00_11_01]
     assert pack_rows(np.array([[1, -7]], dtype=np.int8), 4).values.tolist() == [0x91]
+
+
+@pytest.mark.parametrize("count", [1, 4, 5, 6, 9, 144])
+def test_five_ternary_weights_are_a_byte(count: int) -> None:
+    rows = np.random.default_rng(count).integers(-1, 2, (7, count)).astype(np.int8)
+    packed = pack_ternary_rows(rows)
+    assert packed.nbytes == 7 * -(-count // 5)
+    np.testing.assert_array_equal(unpack_ternary_rows(packed, 7, count), rows)
+
+
+def test_every_byte_of_five_ternary_weights() -> None:
+    rows = np.stack(np.meshgrid(*[[-1, 0, 1]] * 5, indexing="ij"), axis=-1).reshape(-1, 5).astype(np.int8)
+    packed = pack_ternary_rows(rows)
+    assert sorted(set(packed.values.tolist())) == packed.values.tolist()
+    assert packed.values[[0, 1, 121, 242]].tolist() == [0, 2, 128, 255]
+    np.testing.assert_array_equal(unpack_ternary_rows(packed, 243, 5), rows)
 
 
 def test_zero_point_folds_into_the_bias_modulo_two_to_the_32() -> None:

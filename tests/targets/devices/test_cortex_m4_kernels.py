@@ -35,11 +35,13 @@ for package in ("unicorn", "ziglang", "elftools", "capstone"):
 STRING_H = Path(cortex_m.__file__).parent / "firmware_sources" / "include"
 
 
-def check(graph: IntegerGraph, inputs: NDArray[np.int8], directory: Path, core: str = "cortex-m4") -> None:
+def check(
+    graph: IntegerGraph, inputs: NDArray[np.int8], directory: Path, core: str = "cortex-m4", optimize: str = "speed"
+) -> None:
     limits = graph.input.quantization
     extremes = [np.full((1, *graph.input.shape), value, dtype=np.int8) for value in (limits.qmin, limits.qmax)]
     inputs = np.concatenate([inputs, *extremes])
-    export(graph, directory, core)
+    export(graph, directory, core, optimize=optimize)
     traced = cortex_m.create(core).trace(directory, inputs)
     for name, expected in reference.run_all(graph, inputs).items():
         if name in traced:
@@ -165,6 +167,25 @@ def test_kernels_by_rows(kind: str, random_inputs: Callable[..., NDArray[np.int8
         assert [len(chain.layers) for chain in program.chains] == [len(graph.nodes)]
         assert {layer.kernel for layer in program.layers.values()} == kernels
         check(graph, random_inputs(graph, 2), tmp_path)
+
+
+def test_kernels_for_size(random_inputs: Callable[..., NDArray[np.int8]], tmp_path: Path) -> None:
+    """The fast kernel for three taps stores 2.67 bits a weight, that for any kernel 2, portable ones 1.6."""
+    cases = [(8, (3, 3), {"inputs": 4, **SAME}), (16, (3, 3), {}), (0, (3, 3), {}), (6, (3, 3), SAME)]
+    graph = convolutions(3, 2, "single", [(o, k, dict(options)) for o, k, options in cases])
+    sizes = {}
+    for optimize in ("speed", "size"):
+        layers = [lower_node(graph, node, "cortex-m4", optimize) for node in graph.nodes]
+        sizes[optimize] = [(layer.kernel, layer.arrays["weights"].nbytes) for layer in layers]
+    assert sizes["speed"] == [
+        *(("ternary_taps", 8 * 36 * 8 // 24), ("ternary_taps", 16 * 72 * 8 // 24)),
+        *(("depthwise3", 16 * 12), ("ternary_taps", 6 * 144 * 8 // 24)),
+    ]
+    assert sizes["size"] == [
+        *(("ternary_outer", 8 * 36 // 4), ("ternary_outer", 16 * 72 // 4)),
+        *(("depthwise_t5", 16 * 2), ("conv2d_t5", 6 * 29)),
+    ]
+    check(graph, random_inputs(graph, 3), tmp_path, optimize="size")
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

@@ -182,7 +182,8 @@ class Compilers:
             name = f"g{index}"
             # Half of the graphs, told by what they are, so that one that fails does so alone.
             with rows_everywhere(sum(map(len, graph.quantizations())) % 2 == 1):
-                texts = render(replace(graph, name=name), "generic" if core == HOST else core)
+                optimize = ("speed", "size")[len(graph.nodes) % 2]
+                texts = render(replace(graph, name=name), "generic" if core == HOST else core, optimize=optimize)
             texts = {path: text for path, text in texts.items() if not path.startswith("portable/")}
             # What is in assembly and not among the kernels is written for a layer.
             assembly = {Path(path) for path in texts if path.endswith(".S")}
