@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from kdpipe.targets.c.convolution_m4 import conv8, conv8_flat
-from kdpipe.targets.c.convolution_v6m import conv_dot4
+from kdpipe.targets.c.convolution_v6m import conv_dot
 from kdpipe.targets.c.cores import ARMV7M, DSP, FEATURES, FPU, GENERIC, THUMB
 from kdpipe.targets.c.depthwise_m4 import depthwise3
 from kdpipe.targets.c.layer import Field, Layer
@@ -423,7 +423,7 @@ _LOWERINGS: dict[type, tuple[Candidate, ...]] = {
         Candidate(conv8, frozenset({DSP})),
         Candidate(ternary_taps, frozenset({DSP, FPU})),
         Candidate(ternary_outer, frozenset({DSP, FPU})),
-        Candidate(conv_dot4, needs=frozenset({THUMB}), lacks=frozenset({DSP})),
+        Candidate(conv_dot, needs=frozenset({THUMB}), lacks=frozenset({DSP})),
         Candidate(_convolution),
     ),
     Linear: (Candidate(linear_dsp, frozenset({DSP, FPU})), Candidate(_linear)),

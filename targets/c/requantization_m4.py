@@ -13,7 +13,7 @@ A kernel may hand over `factor` times the accumulator (a power of two that it co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -161,25 +161,40 @@ def _needs(shift: int, output: Quantization) -> list[int]:
     return [((value - output.zero_point) << (32 + shift)) - (1 << (31 + shift)) for value in values]
 
 
-def _multiplier(thresholds: Sequence[int], shift: int, output: Quantization, factor: int, near: float) -> int | None:
-    """Return the multiplier closest to `near` that has these thresholds, or None."""
+def multiplier_between(
+    reaching: Iterable[tuple[int, int]], missing: Iterable[tuple[int, int]], near: float
+) -> int | None:
+    """Return the multiplier closest to `near` whose products are as asked for, or None.
+
+    Args:
+        reaching: (sum, need): sum * multiplier >= need.
+        missing: (sum, need): sum * multiplier < need.
+        near: the multiplier without rounding.
+    """
     low, high = 1, INT32_MAX
-    for threshold, need in zip(thresholds, _needs(shift, output), strict=True):
-        reached, missed = threshold * factor, (threshold - 1) * factor
-        # reached * m >= need > missed * m
-        if reached > 0:
-            low = max(low, -(-need // reached))
-        elif reached < 0:
-            high = min(high, -need // -reached)
+    for value, need in reaching:
+        if value > 0:
+            low = max(low, -(-need // value))
+        elif value < 0:
+            high = min(high, -need // -value)
         elif need > 0:
             return None
-        if missed > 0:
-            high = min(high, (need - 1) // missed)
-        elif missed < 0:
-            low = max(low, -((need - 1) // -missed))
+    for value, need in missing:
+        if value > 0:
+            high = min(high, (need - 1) // value)
+        elif value < 0:
+            low = max(low, -((need - 1) // -value))
         elif need <= 0:
             return None
     return min(max(low, round(near)), high) if low <= high else None
+
+
+def _multiplier(thresholds: Sequence[int], shift: int, output: Quantization, factor: int, near: float) -> int | None:
+    """Return the multiplier closest to `near` that has these thresholds, or None."""
+    needs = _needs(shift, output)
+    reaching = ((threshold * factor, need) for threshold, need in zip(thresholds, needs, strict=True))
+    missing = (((threshold - 1) * factor, need) for threshold, need in zip(thresholds, needs, strict=True))
+    return multiplier_between(reaching, missing, near)
 
 
 def _shared_shift(

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from kdpipe.targets import reference
-from kdpipe.targets.c.convolution_v6m import WEIGHT_OFFSETS, pack_unsigned
+from kdpipe.targets.c.convolution_v6m import block_taps, unsigned_bytes
 from kdpipe.targets.c.generator import export
 from kdpipe.targets.c.layers import lower_node
 from kdpipe.targets.devices import c_compiler, cortex_m, host_c
@@ -63,7 +63,7 @@ def test_random_graphs(
     rounding = ("single", "tflite")[seed % 3 == 0]
     graph = random_graph(seed, rounding=rounding, depth=5, operators=OPERATORS)
     kernels = {lower_node(graph, node, "cortex-m0plus").kernel for node in graph.nodes}
-    assert any(kernel.startswith("conv_dot4") for kernel in kernels)
+    assert any(kernel.startswith("conv_dot") for kernel in kernels)
     check(graph, random_inputs(graph, 3), tmp_path, CORES[seed % 3])
 
 
@@ -81,7 +81,7 @@ def test_half_words_at_their_limit(bits: int, weight: int, random_inputs: Inputs
     """The largest weights and values fill the 16 bits of each sum as far as anything can; taps end within a block."""
     graph = extreme(bits, weight, channels=7, start=3)
     layer = lower_node(graph, graph.nodes[0], "cortex-m0plus")
-    assert layer.kernel == f"conv_dot4_w{4 if bits == 3 else bits}"
+    assert layer.kernel == f"conv_dot_w{4 if bits == 3 else bits}"
     check(graph, random_inputs(graph, 3), tmp_path)
 
 
@@ -93,7 +93,7 @@ def test_large_sums_go_the_long_way(start: int, random_inputs: Inputs, tmp_path:
 
 
 def test_channels_of_too_different_scale_go_the_long_way(random_inputs: Inputs, tmp_path: Path) -> None:
-    graph = extreme(8, 3, channels=4, start=1)
+    graph = extreme(8, 3, channels=4, start=2**24)
     node = graph.nodes[0]
     assert isinstance(node.op, Conv2d)
     scales = node.op.weight.scales * np.array([1, 1e-5, 30, 1e-3, 5], np.float32)
@@ -122,14 +122,25 @@ def test_sums(core: str, rounding: Rounding, size: int, random_inputs: Inputs, t
     assert layers[1].instructions < (6.2 if core == "cortex-m3" else 14.5) * size + 40
 
 
-@pytest.mark.parametrize("bits", [8, 4, 2])
-def test_weights_are_unsigned_and_padded_by_zeros(bits: int) -> None:
-    rows = np.array([[1, -1, 0], [-1, 1, 1]], np.int8)
-    words = pack_unsigned(rows, bits).reshape(2, -1)
-    codes = [sum(int(word) << (32 * index) for index, word in enumerate(row)) for row in words]
-    offset = WEIGHT_OFFSETS[bits]
-    assert codes == [sum((int(w) + offset) << (bits * index) for index, w in enumerate(row)) for row in rows]
-    assert words.shape[1] == {8: 2, 4: 2, 2: 1}[bits]
+def test_weights_of_8_bits_are_unsigned_and_padded_by_zeros() -> None:
+    rows = np.array([[1, -128, 0], [-1, 127, 1]], np.int8)
+    words = unsigned_bytes(rows, 8).tolist()
+    assert words == [129 | 128 << 16, 0, 127 | 255 << 8 | 129 << 16, 0]
+
+
+def test_blocks_are_as_long_as_half_words_allow() -> None:
+    rows = np.zeros((2, 100), np.int8)
+    rows[1, :] = 2
+    # 64 * 2 * 255 = 32640; two blocks of 56 need less padding than one of 64 and another.
+    assert block_taps(rows, 255, 8) == 56
+    assert block_taps(rows, 127, 8) == 104
+    rows[0, :16] = -8
+    assert block_taps(rows, 255, 8) == 56
+    rows[0, 16] = -1
+    assert block_taps(rows, 255, 8) == 16
+    rows[0, 17:32] = -8
+    assert block_taps(rows, 255, 8) == 16
+    assert block_taps(rows, 255, 16) == 16
 
 
 @pytest.mark.parametrize("bits", [8, 4, 2])
