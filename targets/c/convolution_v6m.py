@@ -78,6 +78,10 @@ def conv_dot(graph: IntegerGraph, node: Node) -> Layer | None:
         arrays=arrays,
         scratch=2 * _POSITIONS[stored] * length + 3,
         assembly=Assembly("armv6m/dot_block.inc", "dot_block", "kdp_dot_block", (("BITS", stored), ("FORM", form))),
+        # Positions have been gathered before they are written.
+        in_place=op.weight.values.shape[2:] == (1, 1) == op.stride
+        and op.padding == (0, 0, 0, 0)
+        and outputs <= channels,
         rows=(out_height, in_height),
     )
 

@@ -16,6 +16,7 @@ from kdpipe.targets.c.convolution_m4 import conv8, conv8_flat
 from kdpipe.targets.c.convolution_v6m import conv_dot
 from kdpipe.targets.c.cores import ARMV7M, DSP, FEATURES, FPU, GENERIC, THUMB
 from kdpipe.targets.c.depthwise_m4 import depthwise3
+from kdpipe.targets.c.depthwise_v6m import depthwise_pairs
 from kdpipe.targets.c.layer import Field, Layer
 from kdpipe.targets.c.linear_m4 import linear_dsp
 from kdpipe.targets.c.nibble_m4 import nibble_taps
@@ -423,6 +424,7 @@ _LOWERINGS: dict[type, tuple[Candidate, ...]] = {
         Candidate(conv8, frozenset({DSP})),
         Candidate(ternary_taps, frozenset({DSP, FPU})),
         Candidate(ternary_outer, frozenset({DSP, FPU})),
+        Candidate(depthwise_pairs, needs=frozenset({THUMB}), lacks=frozenset({DSP})),
         Candidate(conv_dot, needs=frozenset({THUMB}), lacks=frozenset({DSP})),
         Candidate(_convolution),
     ),

@@ -103,6 +103,54 @@ def test_channels_of_too_different_scale_go_the_long_way(random_inputs: Inputs, 
     check(graph, random_inputs(graph, 3), tmp_path)
 
 
+def depthwise(bits: int, shape: tuple[int, int, int], stride: int, weight: int | None = None) -> IntegerGraph:
+    """One 3x3 depthwise convolution with padding, of random weights or all of one weight."""
+    channels, height, width = shape
+    rng = np.random.default_rng(bits)
+    values = rng.integers(1 - 2 ** (bits - 1), 2 ** (bits - 1), (channels, 1, 3, 3)).astype(np.int8)
+    if weight is not None:
+        values[:] = weight
+    scales = (rng.uniform(0.5, 2.0, channels) / 2 ** (bits - 1) / 3).astype(np.float32)
+    op = Conv2d(
+        Weight(values, scales, bits),
+        rng.integers(-300, 300, channels).astype(np.int32),
+        stride=(stride, stride),
+        padding=(1, 1, 1, 1),
+        groups=channels,
+    )
+    quantization = Quantization(0.5, -7)
+    output = TensorType((channels, (height - 1) // stride + 1, (width - 1) // stride + 1), quantization)
+    nodes = (Node("depthwise", op, ("input",), output),)
+    return IntegerGraph("net", "input", TensorType(shape, quantization), nodes, "single")
+
+
+@pytest.mark.parametrize(
+    ("bits", "shape", "stride"),
+    [
+        (8, (5, 7, 6), 1),
+        (4, (3, 1, 1), 1),
+        (2, (4, 6, 9), 2),
+        (3, (2, 2, 5), 1),
+        (8, (2, 29, 31), 1),
+        (4, (2, 41, 40), 2),
+    ],
+)
+@pytest.mark.parametrize("core", ["cortex-m0plus", "cortex-m3"])
+def test_depthwise_convolutions(
+    core: str, bits: int, shape: tuple[int, int, int], stride: int, random_inputs: Inputs, tmp_path: Path
+) -> None:
+    """An odd number of rows, one row, several strips, stride 2, and M3's own multiplication of 64 bits."""
+    graph = depthwise(bits, shape, stride)
+    assert lower_node(graph, graph.nodes[0], core).kernel == "depthwise_pairs"
+    check(graph, random_inputs(graph, 3), tmp_path, core, core)
+
+
+@pytest.mark.parametrize(("bits", "weight"), [(8, -127), (8, 127), (4, -7), (4, 7), (2, -1)])
+def test_depthwise_half_words_at_their_limit(bits: int, weight: int, random_inputs: Inputs, tmp_path: Path) -> None:
+    graph = depthwise(bits, (2, 5, 5), 1, weight)
+    check(graph, random_inputs(graph, 3), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("core", "rounding"), [("cortex-m0plus", "tflite"), ("cortex-m0plus", "single"), ("cortex-m3", "single")]
 )
