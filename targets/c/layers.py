@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from kdpipe.targets.c.convolution_m4 import conv8, conv8_flat
-from kdpipe.targets.c.convolution_v6m import conv_dot
+from kdpipe.targets.c.convolution_v6m import conv_dot, conv_table
 from kdpipe.targets.c.cores import ARMV7M, DSP, FEATURES, FPU, GENERIC, THUMB
 from kdpipe.targets.c.depthwise_m4 import depthwise3
 from kdpipe.targets.c.depthwise_v6m import depthwise_pairs
@@ -425,6 +425,7 @@ _LOWERINGS: dict[type, tuple[Candidate, ...]] = {
         Candidate(ternary_taps, frozenset({DSP, FPU})),
         Candidate(ternary_outer, frozenset({DSP, FPU})),
         Candidate(depthwise_pairs, needs=frozenset({THUMB}), lacks=frozenset({DSP})),
+        Candidate(conv_table, needs=frozenset({THUMB}), lacks=frozenset({ARMV7M})),
         Candidate(conv_dot, needs=frozenset({THUMB}), lacks=frozenset({DSP})),
         Candidate(_convolution),
     ),

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from kdpipe.targets import reference
-from kdpipe.targets.c.convolution_v6m import block_taps, unsigned_bytes
+from kdpipe.targets.c.convolution_v6m import block_taps, table_offsets, unsigned_bytes
 from kdpipe.targets.c.generator import export
 from kdpipe.targets.c.layers import lower_node
 from kdpipe.targets.devices import c_compiler, cortex_m, host_c
@@ -44,15 +44,15 @@ def check(
             np.testing.assert_array_equal(traced[name], expected, err_msg=f"{graph.name}, layer {name}")
 
 
-def extreme(bits: int, weight: int, channels: int, start: int) -> IntegerGraph:
+def extreme(bits: int, weight: int, channels: int, start: int, outputs: int = 5) -> IntegerGraph:
     """One 3x3 convolution all of whose weights are `weight`, outputs scaled to fill their range."""
     count = 9 * channels
-    values = np.full((5, channels, 3, 3), weight, np.int8)
-    scales = np.full(5, 1.0 / (count * max(1, abs(weight))), np.float32)
-    op = Conv2d(Weight(values, scales, bits), np.arange(5, dtype=np.int32) * start, padding=(1, 1, 1, 1))
+    values = np.full((outputs, channels, 3, 3), weight, np.int8)
+    scales = np.full(outputs, 1.0 / (count * max(1, abs(weight))), np.float32)
+    op = Conv2d(Weight(values, scales, bits), np.arange(outputs, dtype=np.int32) * start, padding=(1, 1, 1, 1))
     quantization = Quantization(0.5, -128)
     source = TensorType((channels, 5, 7), quantization)
-    nodes = (Node("conv", op, ("input",), TensorType((5, 5, 7), quantization)),)
+    nodes = (Node("conv", op, ("input",), TensorType((outputs, 5, 7), quantization)),)
     return IntegerGraph("net", "input", source, nodes, "single")
 
 
@@ -101,6 +101,66 @@ def test_channels_of_too_different_scale_go_the_long_way(random_inputs: Inputs, 
     graph = replace(graph, nodes=(replace(node, op=op),))
     assert "multipliers" in lower_node(graph, graph.nodes[0], "cortex-m0plus").arrays
     check(graph, random_inputs(graph, 3), tmp_path)
+
+
+def ternary(shape: tuple[int, int, int, int], in_size: tuple[int, int], stride: int = 1) -> IntegerGraph:
+    """One convolution of random ternary weights [O, I, KH, KW], padded to keep the size at stride 1."""
+    rng = np.random.default_rng(sum(shape))
+    values = rng.integers(-1, 2, shape).astype(np.int8)
+    scales = (rng.uniform(0.5, 2.0, shape[0]) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+    bias = rng.integers(-99, 99, shape[0]).astype(np.int32)
+    padding = shape[2] // 2, shape[3] // 2
+    op = Conv2d(Weight(values, scales, 2), bias, stride=(stride, stride), padding=padding * 2)
+    quantization = Quantization(0.5, -7)
+    output = [
+        (size + 2 * pad - kernel) // stride + 1 for size, pad, kernel in zip(in_size, padding, shape[2:], strict=True)
+    ]
+    nodes = (Node("conv", op, ("input",), TensorType((shape[0], *output), quantization)),)
+    return IntegerGraph("net", "input", TensorType((shape[1], *in_size), quantization), nodes, "single")
+
+
+@pytest.mark.parametrize(
+    ("shape", "in_size", "stride"),
+    [((12, 1, 1, 1), (3, 3), 1), ((13, 5, 3, 3), (5, 6), 1), ((16, 17, 3, 3), (4, 4), 2), ((64, 64, 1, 1), (5, 5), 1)],
+)
+@pytest.mark.parametrize("core", ["cortex-m0plus", "cortex-m3"])
+def test_ternary_tables(
+    core: str,
+    shape: tuple[int, int, int, int],
+    in_size: tuple[int, int],
+    stride: int,
+    random_inputs: Inputs,
+    tmp_path: Path,
+) -> None:
+    """One tap, a last chunk that is not whole, several, and positions that are no multiple of four."""
+    graph = ternary(shape, in_size, stride)
+    assert lower_node(graph, graph.nodes[0], "cortex-m0plus").kernel == "conv_table"
+    check(graph, random_inputs(graph, 3), tmp_path, core)
+
+
+@pytest.mark.parametrize("weight", [-1, 1])
+def test_ternary_sums_of_a_chunk_at_their_limit(weight: int, random_inputs: Inputs, tmp_path: Path) -> None:
+    graph = extreme(2, weight, channels=16, start=3, outputs=12)
+    assert lower_node(graph, graph.nodes[0], "cortex-m0plus").kernel == "conv_table"
+    check(graph, random_inputs(graph, 3), tmp_path)
+
+
+def test_few_channels_double_rounding_and_multiply_accumulate_need_no_tables() -> None:
+    graph = ternary((11, 4, 3, 3), (5, 5))
+    assert lower_node(graph, graph.nodes[0], "cortex-m0plus").kernel == "conv_dot_w2"
+    graph = ternary((12, 4, 3, 3), (5, 5))
+    assert lower_node(graph, graph.nodes[0], "cortex-m3").kernel == "conv_dot_w2"
+    graph = replace(graph, rounding="tflite")
+    assert lower_node(graph, graph.nodes[0], "cortex-m0plus").kernel == "conv_dot_w2"
+
+
+def test_ternary_weights_are_offsets_of_entries() -> None:
+    rows = np.array([[-1, 0, 1, 1], [1, 1, 1, -1]], np.int8)
+    assert table_offsets(rows, 4).tolist() == [40, 176, 104, 104, 208, 32, 104, 104]
+    long = np.zeros((2, 60), np.int8)
+    long[1, 48] = 1
+    # All channels of one chunk of 16 groups, then all of the next.
+    assert np.flatnonzero(table_offsets(long, 20) != 104).tolist() == [2 * 16 + 4]
 
 
 def depthwise(bits: int, shape: tuple[int, int, int], stride: int, weight: int | None = None) -> IntegerGraph:

@@ -61,7 +61,7 @@ void KDP_CONV_DOT(const kdp_dot *layer, const kdp_rows *rows, const int8_t *inpu
     block.low_bits = layer->low_bits;
     block.minimum = to.minimum;
     block.maximum = to.maximum;
-    block.sums = sums;
+    block.sums = to.multipliers == NULL ? (uint32_t *)(void *)((uint8_t *)patch + layer->patch_bytes) : sums;
     for (int32_t p = 0; p < 4; p++) {
         block.offsets[p] = 0;
     }

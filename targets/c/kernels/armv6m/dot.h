@@ -21,9 +21,9 @@ typedef struct {
     int8_t *output;
     int32_t stride;           /* output channels: bytes from one position to the next */
     int32_t count;            /* of positions that are wanted */
-    int32_t block_bytes, row_bytes; /* of weights: so many taps' sums fit half-words; a multiple of them */
+    int32_t block_bytes, row_bytes; /* of weights: so many taps' sums fit half-words; of a whole row */
     int32_t start, shift, low_bits, minimum, maximum; /* see requantize.inc */
-    uint32_t *sums;           /* of one channel */
+    uint32_t *sums;           /* of one channel, or what conv_table works in: every channel's four, then the tables */
     uint32_t offsets[4];      /* what each position's sums have too much where weights are made unsigned too */
 } kdp_dot_block;
 
@@ -37,6 +37,7 @@ typedef struct {
     int32_t dilation_y, dilation_x;
     int32_t in_zero_point;
     int32_t block_bytes, row_bytes;
+    int32_t patch_bytes;
     const void *weights;
     const int32_t *channels;
     int32_t start, shift, low_bits;
@@ -57,5 +58,9 @@ void KDP(conv_dot_w4)(const kdp_dot *layer, const kdp_rows *rows, const int8_t *
                       int8_t *scratch);
 void KDP(conv_dot_w2)(const kdp_dot *layer, const kdp_rows *rows, const int8_t *input, int8_t *output,
                       int8_t *scratch);
+
+/* The same of ternary weights, by tables of sums: their bytes are offsets of entries, [chunks][channels][groups of three
+ * taps]. `scratch` holds four patches, and behind them what `sums` says. */
+void KDP(conv_table)(const kdp_dot *layer, const kdp_rows *rows, const int8_t *input, int8_t *output, int8_t *scratch);
 
 #endif
