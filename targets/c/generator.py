@@ -14,7 +14,7 @@ import numpy as np
 from kdpipe.targets.artifact import FILE as ARTIFACT_FILE
 from kdpipe.targets.artifact import ExportedArtifact, describe, kdpipe_version, write_artifact
 from kdpipe.targets.c import c_text
-from kdpipe.targets.c.cores import CONDITIONS, FEATURES, FPU, GENERIC
+from kdpipe.targets.c.cores import CONDITIONS, FEATURES, FPU, GENERIC, MVE
 from kdpipe.targets.c.golden import make_golden_vectors
 from kdpipe.targets.c.layer import Field
 from kdpipe.targets.c.layers import OPERATORS as OPERATORS
@@ -111,6 +111,7 @@ def render(
         **_template_values(program),
         "core": core,
         "fpu": FPU in FEATURES[core],
+        "mve": MVE in FEATURES[core],
         "condition": " && ".join(text for feature, text in CONDITIONS.items() if feature in FEATURES[core]),
         "portable_sources": [],
         "root": root,

@@ -13,12 +13,15 @@ from typing import Any
 import numpy as np
 
 from kdpipe.targets.c.convolution_m4 import conv8, conv8_flat
+from kdpipe.targets.c.convolution_mve import conv_mve
 from kdpipe.targets.c.convolution_v6m import conv_dot, conv_table
-from kdpipe.targets.c.cores import ARMV7M, DSP, FEATURES, FPU, GENERIC, THUMB
+from kdpipe.targets.c.cores import ARMV7M, DSP, FEATURES, FPU, GENERIC, MVE, THUMB
 from kdpipe.targets.c.depthwise_m4 import depthwise3
+from kdpipe.targets.c.depthwise_mve import depthwise_mve
 from kdpipe.targets.c.depthwise_v6m import depthwise_pairs
 from kdpipe.targets.c.layer import Field, Layer
 from kdpipe.targets.c.linear_m4 import linear_dsp
+from kdpipe.targets.c.linear_mve import linear_mve
 from kdpipe.targets.c.nibble_m4 import nibble_taps
 from kdpipe.targets.c.optimization import SIZE, SPEED
 from kdpipe.targets.c.packing import (
@@ -30,7 +33,7 @@ from kdpipe.targets.c.packing import (
     pack_ternary_rows,
     unpack_rows,
 )
-from kdpipe.targets.c.scaled_add import scaled_add_v6m, scaled_add_v7m
+from kdpipe.targets.c.scaled_add import scaled_add_mve, scaled_add_v6m, scaled_add_v7m
 from kdpipe.targets.c.storage import flattened_shape, size_of
 from kdpipe.targets.c.ternary_m4 import ternary_outer, ternary_taps
 from kdpipe.targets.errors import UnsupportedError
@@ -389,6 +392,15 @@ def _pool(graph: IntegerGraph, node: Node) -> Layer:
     )
 
 
+def _mean_mve(graph: IntegerGraph, node: Node) -> Layer | None:
+    op = node.op
+    assert isinstance(op, AveragePool2d)  # noqa: S101
+    if op.kernel != graph.tensor(node.inputs[0]).shape[1:]:
+        return None
+    files = ("mve/mean_mve.c", "mve/mve.h", "pool.h", "rows.h")
+    return replace(_pool(graph, node), kernel="mean_mve", files=files, rows=None)
+
+
 def _mean_dsp(graph: IntegerGraph, node: Node) -> Layer | None:
     op, (channels, *size) = node.op, graph.tensor(node.inputs[0]).shape
     assert isinstance(op, AveragePool2d)  # noqa: S101
@@ -418,6 +430,8 @@ def _height_width_channels(tensor: TensorType) -> tuple[int, int, int]:
 
 _LOWERINGS: dict[type, tuple[Candidate, ...]] = {
     Conv2d: (
+        Candidate(conv_mve, frozenset({MVE})),
+        Candidate(depthwise_mve, frozenset({MVE})),
         Candidate(depthwise3, frozenset({DSP, FPU})),
         Candidate(conv8_flat, frozenset({DSP})),
         Candidate(nibble_taps, frozenset({DSP, FPU})),
@@ -429,8 +443,13 @@ _LOWERINGS: dict[type, tuple[Candidate, ...]] = {
         Candidate(conv_dot, needs=frozenset({THUMB}), lacks=frozenset({DSP})),
         Candidate(_convolution),
     ),
-    Linear: (Candidate(linear_dsp, frozenset({DSP, FPU})), Candidate(_linear)),
+    Linear: (
+        Candidate(linear_mve, frozenset({MVE})),
+        Candidate(linear_dsp, frozenset({DSP, FPU})),
+        Candidate(_linear),
+    ),
     Add: (
+        Candidate(scaled_add_mve, frozenset({MVE})),
         Candidate(scaled_add_v7m, frozenset({ARMV7M})),
         Candidate(scaled_add_v6m, frozenset({THUMB}), lacks=frozenset({ARMV7M})),
         Candidate(_add),
@@ -443,7 +462,11 @@ _LOWERINGS: dict[type, tuple[Candidate, ...]] = {
     ChannelShuffle: (Candidate(_channel_shuffle),),
     Upsample: (Candidate(_upsample),),
     MaxPool2d: (Candidate(_pool),),
-    AveragePool2d: (Candidate(_mean_dsp, frozenset({DSP})), Candidate(_pool)),
+    AveragePool2d: (
+        Candidate(_mean_mve, frozenset({MVE})),
+        Candidate(_mean_dsp, frozenset({DSP})),
+        Candidate(_pool),
+    ),
     Flatten: (Candidate(_flatten),),
     Requantize: (Candidate(_requantize),),
 }

@@ -27,17 +27,22 @@ class AddPlan:
     offset: int
 
 
+def scaled_add_mve(graph: IntegerGraph, node: Node) -> Layer | None:
+    """Plan a sum in MVE, or return None: see `_scaled_add`."""
+    return _scaled_add(graph, node, "scaled_add_mve", ("mve/scaled_add_mve.c", "mve/mve.h"))
+
+
 def scaled_add_v7m(graph: IntegerGraph, node: Node) -> Layer | None:
     """Plan a sum in Armv7-M's instructions, or return None: see `_scaled_add`."""
-    return _scaled_add(graph, node, "scaled_add_v7m", "armv7m")
+    return _scaled_add(graph, node, "scaled_add_v7m", ("armv7m/scaled_add_v7m.S",))
 
 
 def scaled_add_v6m(graph: IntegerGraph, node: Node) -> Layer | None:
     """Plan a sum in Armv6-M's instructions, or return None: see `_scaled_add`."""
-    return _scaled_add(graph, node, "scaled_add_v6m", "armv6m")
+    return _scaled_add(graph, node, "scaled_add_v6m", ("armv6m/scaled_add_v6m.S",))
 
 
-def _scaled_add(graph: IntegerGraph, node: Node, kernel: str, folder: str) -> Layer | None:
+def _scaled_add(graph: IntegerGraph, node: Node, kernel: str, files: tuple[str, ...]) -> Layer | None:
     """Plan a sum, or return None where no factors give the graph's own output for every pair of stored values."""
     first, second = (graph.tensor(name).quantization for name in node.inputs)
     plan = plan_add(first, second, node.output.quantization, graph.rounding)
@@ -47,7 +52,7 @@ def _scaled_add(graph: IntegerGraph, node: Node, kernel: str, folder: str) -> La
         node=node,
         kernel=kernel,
         header="scaled_add.h",
-        files=(f"{folder}/{kernel}.S", "scaled_add.h"),
+        files=(*files, "scaled_add.h"),
         struct="kdp_scaled_add",
         fields=[size_of(node.output.shape), plan.first_factor, plan.second_factor, plan.offset],
     )

@@ -25,4 +25,7 @@ void KDP(average_pool)(const kdp_pool *layer, const kdp_rows *rows, const int8_t
 /* The same of the whole input, with a multiple of four channels, for cores with the DSP extension. */
 void KDP(mean_dsp)(const kdp_pool *layer, const int8_t *input, int8_t *output);
 
+/* The same with any number of channels, for cores with MVE. */
+void KDP(mean_mve)(const kdp_pool *layer, const int8_t *input, int8_t *output);
+
 #endif

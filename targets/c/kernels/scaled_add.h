@@ -1,4 +1,5 @@
-/* Sum of two tensors by two multiplications, for cores with the instructions of Armv6-M or Armv7-M. */
+/* Sum of two tensors by two multiplications, for cores with the instructions of Armv6-M or Armv7-M, or with
+ * MVE. */
 #ifndef KDPIPE_SCALED_ADD_H
 #define KDPIPE_SCALED_ADD_H
 
@@ -16,5 +17,6 @@ typedef struct {
 /* The output may be one of the inputs. */
 void KDP(scaled_add_v6m)(const kdp_scaled_add *layer, const int8_t *first, const int8_t *second, int8_t *output);
 void KDP(scaled_add_v7m)(const kdp_scaled_add *layer, const int8_t *first, const int8_t *second, int8_t *output);
+void KDP(scaled_add_mve)(const kdp_scaled_add *layer, const int8_t *first, const int8_t *second, int8_t *output);
 
 #endif

@@ -12,7 +12,11 @@ from kdpipe.targets.c.generator import export
 from kdpipe.targets.devices import firmware
 
 CLANG_TIDY = shutil.which("clang-tidy", path=str(Path(sys.executable).parent)) or shutil.which("clang-tidy")
-TARGETS = {"generic": [], "cortex-m4": ["-target", "thumbv7em-none-eabi", "-mcpu=cortex-m4"]}
+TARGETS = {
+    "generic": [],
+    "cortex-m4": ["-target", "thumbv7em-none-eabi", "-mcpu=cortex-m4"],
+    "cortex-m55": ["-target", "thumbv8.1m.main-none-eabihf", "-mcpu=cortex-m55"],
+}
 C_LIBRARY = Path(firmware.__file__).parent / "firmware_sources" / "include"
 
 
@@ -28,7 +32,13 @@ def clang_tidy(directory: Path, core: str, *sources: Path) -> str:
 @pytest.mark.skipif(CLANG_TIDY is None, reason="clang-tidy is not installed")
 @pytest.mark.parametrize(
     ("core", "seed", "rounding"),
-    [("generic", 3, "tflite"), ("generic", 4, "single"), ("cortex-m4", 2, "single"), ("cortex-m4", 5, "tflite")],
+    [
+        ("generic", 3, "tflite"),
+        ("generic", 4, "single"),
+        ("cortex-m4", 2, "single"),
+        ("cortex-m4", 5, "tflite"),
+        ("cortex-m55", 9, "single"),
+    ],
 )
 def test_nothing_is_found(core: str, seed: int, rounding: str, random_graph, tmp_path: Path) -> None:
     export(replace(random_graph(seed, rounding=rounding), name="keyword"), tmp_path, core, bench="cycles")
