@@ -150,8 +150,10 @@ class QuantizeParams(OptimizationParams):
             pattern: given.model_dump(exclude_none=True) if isinstance(given, LayerBits) else {"weights": given}
             for pattern, given in self.bits.items()
         }
-        names = ("weight_bits", "activation_bits", "first_last_bits", "rounding", "ewgs_delta", "weight_scales")
-        names = (*names, "weight_gradient", "activation_gradient")
+        names = [
+            *("weight_bits", "activation_bits", "first_last_bits", "rounding"),
+            *("ewgs_delta", "weight_scales", "weight_gradient", "activation_gradient"),
+        ]
         return QuantizationConfig(bits=bits, **{name: getattr(self, name) for name in names})
 
     def has_auto(self) -> bool:

@@ -57,22 +57,22 @@ def choose_taps(
             f"teacher_taps names {len(teacher_taps)} modules for {len(teachers)} teachers",
             remedy="Give one path for each teacher",
         )
+    given: Sequence[Patterns | None] = [None] * len(teachers) if teacher_taps is None else teacher_taps
     embedding = "embedding" in sees
     if "layers" in sees:
         members = [student[0], *teachers.networks]
-        patterns = [student_tap, *(teacher_taps or [None] * len(teachers))]
+        patterns = [student_tap, *given]
         layers = _paired(
             [_paths(*member, images) for member in zip(members, patterns, _fields(len(teachers)), strict=True)],
-            chosen=[given is not None for given in patterns],
+            chosen=[pattern is not None for pattern in patterns],
         )
         ours, *theirs = [Taps(paths[-1], paths, embedding) for paths in layers]
         return Tapping(ours, tuple(theirs))
     if "feature" in sees:
-        given = teacher_taps or [None] * len(teachers)
-        ours, *fields = _fields(len(teachers))
+        own, *fields = _fields(len(teachers))
         networks = zip(teachers.networks, teachers.descriptions, given, fields, strict=True)
         return Tapping(
-            Taps(_deepest(*student, student_tap, ours, images), (), embedding),
+            Taps(_deepest(*student, student_tap, own, images), (), embedding),
             tuple(Taps(_deepest(*member, images), (), embedding) for member in networks),
         )
     return Tapping(Taps(embedding=embedding), tuple(Taps(embedding=embedding) for _ in teachers.networks))

@@ -54,13 +54,13 @@ class StepOfRange(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, end: Tensor, high: int) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, end: Tensor, high: int) -> Tensor:
         """Return c / high."""
         ctx.high = high
         return end / high
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """Return the gradient of c."""
         return gradient * ctx.high, None
 
@@ -74,8 +74,8 @@ class RoundActivations(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx,
+    def forward(
+        ctx: Any,
         x: Tensor,
         scale: Tensor,
         low: int,
@@ -152,9 +152,7 @@ class RoundWeights(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx, weight: Tensor, step: Tensor, limit: int, gradient: WeightGradient, delta: float
-    ) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, step: Tensor, limit: int, gradient: WeightGradient, delta: float) -> Tensor:
         """Return out."""
         levels = to_steps(weight, step, limit)
         ctx.limit, ctx.gradient, ctx.delta = limit, gradient, delta

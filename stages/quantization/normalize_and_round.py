@@ -18,6 +18,7 @@ Neither a mask nor the rounding error nor the output is kept: the backward pass 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,8 +52,8 @@ class NormalizeAndRound(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx,
+    def forward(
+        ctx: Any,
         x: Tensor,
         gamma: Tensor,
         beta: Tensor,

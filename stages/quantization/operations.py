@@ -99,16 +99,17 @@ def normalize(traced: Traced) -> Normalized:
         if node.op in ("placeholder", "output"):
             continue
         node.meta.setdefault(PATH, _path(node))
+        complaint: Complaint
         if node.op == "call_module":
-            problem = _normalize_module(result, node, called)
+            complaint = _normalize_module(result, node, called)
         elif node.op == "get_attr":
-            problem = "a parameter or buffer that is used outside a layer", "Move it into a layer of torch.nn"
+            complaint = "a parameter or buffer that is used outside a layer", "Move it into a layer of torch.nn"
         elif SHAPE not in node.meta:
             continue  # arithmetic on sizes; what uses it is replaced, and it goes with the dead code
         else:
-            problem = _normalize_call(result, node)
-        if problem:
-            result.problems.append(Problem(node.meta[PATH], *problem))
+            complaint = _normalize_call(result, node)
+        if complaint:
+            result.problems.append(Problem(node.meta[PATH], *complaint))
     if len([node for node in traced.graph.nodes if node.op == "placeholder"]) != 1:
         result.problems.append(Problem("", "it takes several inputs", "One input tensor can be deployed"))
     give_a_layer(result)
@@ -137,7 +138,8 @@ def _path(node: fx.Node) -> str:
 
 def _normalize_module(result: Normalized, node: fx.Node, called: set[str]) -> Complaint:
     module, path = result.module(node), str(node.target)
-    again, _ = path in called, called.add(path)
+    again = path in called
+    called.add(path)
     if isinstance(module, (*LAYERS, *NORMS)) and again:
         return "a layer that is called more than once", "Give each call a layer of its own"
     if isinstance(module, nn.Conv2d):

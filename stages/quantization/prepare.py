@@ -22,7 +22,7 @@ from kdpipe.stages.quantization.activations import (
     Source,
     StoredSource,
 )
-from kdpipe.stages.quantization.configuration import QuantizationConfig, Widths, choose_widths
+from kdpipe.stages.quantization.configuration import AUTO, QuantizationConfig, Widths, choose_widths
 from kdpipe.stages.quantization.found_layers import end_nodes, layer_nodes, normalized_network, readers, sole_user
 from kdpipe.stages.quantization.layers import AveragePool, ExactBatchNorm, Scope, Sum, exact_batch_norm
 from kdpipe.stages.quantization.normalized import Normalized
@@ -182,6 +182,7 @@ class _Preparation:
         layer = self.normalized.module(node)
         source = self._narrow(node)
         bits = self.widths[node].weights
+        assert bits != AUTO  # noqa: S101  # assigned before any training
         training = self.config.weight_training()
         quantized: QuantizedConv2d | QuantizedLinear
         if isinstance(layer, nn.Conv2d):

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -81,7 +82,7 @@ def analyse(params: SensitivityParams, inputs: Inputs, context: StageContext) ->
     least = min(found.widths)
     most = max(found.layers, key=lambda path: found.layers[path].by_bits[least].loss)
     by_layer = {path: entry.by_bits for path, entry in found.layers.items()}
-    figure: str = "agreement" if labels is None else "accuracy"
+    figure: Literal["agreement", "accuracy"] = "agreement" if labels is None else "accuracy"
     grids = {
         "Predicted loss of each layer's weights alone": loss_grid(by_layer, "loss"),
         ("Top-1 agreement" if labels is None else "Accuracy") + " with each layer's weights alone": loss_grid(
@@ -158,7 +159,7 @@ def measure(
         before = compare("all layers")
         found = {}
         for path, layer in layers.items():
-            by_bits = {}
+            by_bits: dict[int, Change] = {}
             for bits in params.widths:
                 with _narrow(prepared.get_submodule(path), own[path], bits):
                     by_bits[bits] = measured(f"layer {path}", bits)

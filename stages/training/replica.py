@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, MutableSequence, Sequen
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -122,7 +122,7 @@ class Replica:
         self._beats[self.rank] += 1
 
 
-class _StepModule(nn.Module):
+class _StepModule(nn.Module, Generic[B]):
     """A step and what it trains, as DistributedDataParallel wants it: its gradients come in the module's backward."""
 
     def __init__(self, step: Step[B], parameters: Iterable[nn.Parameter]) -> None:

@@ -32,7 +32,8 @@ class _Normalize(torch.autograd.Function):
         values = x.numel() // x.shape[1]
         variance, mean = torch.var_mean(x.float(), dim=_all_but_channels(x), correction=0)
         parts = gather(torch.cat([mean.new_tensor([values]), mean, variance]))
-        counts, means, variances = parts[:, :1], *parts[:, 1:].chunk(2, dim=1)
+        means, variances = parts[:, 1:].chunk(2, dim=1)
+        counts = parts[:, :1]
         count = counts.sum()
         mean = (counts * means).sum(dim=0) / count
         variance = (counts * (variances + (means - mean).square())).sum(dim=0) / count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -65,7 +66,7 @@ def make_ensemble(params: TeachersParams, inputs: Inputs, context: StageContext,
                 context.log(f"teacher {index}: {member.model} from {path.name}")
             if member.trained_here and split is not None:
 
-                def report(done: int, row: dict[str, float], before: int = finished * params.epochs) -> None:
+                def report(done: int, row: Mapping[str, float], before: int = finished * params.epochs) -> None:
                     shown = {key: row[key] for key in ("loss", "accuracy") if key in row}
                     context.progress(before + done, len(trained) * params.epochs, "epoch", **shown)
 
