@@ -134,7 +134,9 @@ def shift_with_bias(requantization: Requantization, bias: NDArray[np.int64]) -> 
     if requantization.form == SHARED_SHIFT:
         return bias << requantization.left
     shifts = requantization.parameters[:, 2] - 1
-    fit = np.abs(bias).max() < 2**23 and shifts.max() < 2 ** (8 - requantization.left)
+    # The bias comes back shifted to the right by 8 - left, which is to be at least 1.
+    places = 8 - requantization.left
+    fit = places >= 1 and np.abs(bias).max() < 2**23 and shifts.max() < 2**places
     return bias << 8 | shifts if fit else None
 
 

@@ -121,5 +121,9 @@ def test_bias_and_shift_share_a_word_only_where_both_fit() -> None:
     assert shift_with_bias(own, bias - 1) is None
     own.parameters[1, 2] = 17
     assert shift_with_bias(own, bias) is None
+    # Of factors beyond 2**6, sums are shifted left so far that no shift to the right would be left.
+    for left, fits in ((7, True), (8, False), (15, False)):
+        far = Requantization(OWN_SHIFT, 0, left, np.array([[2**30, 1, 1]] * 3))
+        assert (shift_with_bias(far, bias) is not None) == fits
     shared = Requantization(SHARED_SHIFT, 5, 4, np.array([[2**30]] * 3))
     np.testing.assert_array_equal(shift_with_bias(shared, bias), bias << 4)
