@@ -90,6 +90,7 @@ def nibble_taps(graph: IntegerGraph, node: Node) -> Layer | None:
         scratch=4 * (ring + _TILE * tiles) + channels + tail + _ALIGNMENT_SLACK,
         in_place=stays_behind(graph, node),
         rows=(out_height, in_height),
+        keeps_rows=True,
         assembly=Assembly("cortex_m4/nibble_taps.inc", "nibble_taps_row", "void", tuple(sorted(constants.items()))),
     )
 

@@ -31,18 +31,15 @@ static KDP_SMALL void put_planes(const kdp_depthwise3 *layer, const kdp_rows *wh
     for (int32_t left = layer->pair_rows; left > 0; left -= rows.count, top += 2 * rows.count) {
         const int has_first = top >= 0 && top < layer->in_height;
         const int has_second = top >= -1 && top < layer->in_height - 1;
-        const int32_t first = has_first ? kdp_place(where, top) : 0;
-        const int32_t second = has_second ? kdp_place(where, top + 1) : 0;
-        rows.first = has_first ? input + first * row_bytes : nothing;
-        rows.second = has_second ? input + second * row_bytes : nothing;
+        rows.first = has_first ? input + kdp_place(where, top) * row_bytes : nothing;
+        rows.second = has_second ? input + kdp_place(where, top + 1) * row_bytes : nothing;
         rows.first_step = has_first ? step : 0;
         rows.second_step = has_second ? step : 0;
         rows.count = 1;
-        if (has_first && has_second) {
-            /* So many lie one after the other. */
-            const int32_t further = (layer->in_height - top < where->in_rows - first ? layer->in_height - top
-                                                                                     : where->in_rows - first) / 2;
-            rows.count = further < 1 ? 1 : (further < left ? further : left);
+        if (has_first && has_second && where->in_rows >= layer->in_height) {
+            /* They lie one after the other. */
+            rows.count = (layer->in_height - top) / 2;
+            rows.count = rows.count < left ? rows.count : left;
         }
         to = KDP(depthwise3_unpack)(&rows, to);
     }
