@@ -256,6 +256,15 @@ def test_nibble_taps(
     check(graph, random_inputs(graph, 3), tmp_path)
 
 
+def test_nibble_taps_by_rows(random_inputs: Callable[..., NDArray[np.int8]], tmp_path: Path) -> None:
+    cases = [(outputs, kernel, dict(options)) for outputs, kernel, options in NIBBLES]
+    graph = convolutions(3, 4, "single", cases, size=(9, 15))
+    with rows_everywhere():
+        layers = plan_program(graph, "cortex-m4").layers.values()
+        assert [layer.kernel for layer in layers].count("nibble_taps") >= 3
+        check(graph, random_inputs(graph, 2), tmp_path)
+
+
 def linears(seed: int, bits: int, rounding: str, features: tuple[int, ...], values: int | None = None) -> IntegerGraph:
     """Linear layers one after the other, of random weights or of one value."""
     rng = np.random.default_rng(seed)
