@@ -21,8 +21,8 @@ _STEPS = {8: 8, 4: 8, 2: 16}
 _TABLE_POSITIONS = 4
 _LOOK_UPS = 4
 """Groups of three taps of a step of `conv_table`."""
-_CHUNK_GROUPS = 16
-"""For so many it has tables at a time: 3.5 KB, and the sums of 48 taps fit half-words."""
+_CHUNK_GROUPS = 12
+"""For so many it has tables at a time: 2.6 KB, and the sums of 36 taps fit half-words."""
 _ENTRY_BYTES, _TABLE_BYTES = 8, 216
 _MIN_OUTPUTS = 12
 _VALUE_OFFSET = 128

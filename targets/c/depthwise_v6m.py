@@ -66,6 +66,7 @@ def depthwise_pairs(graph: IntegerGraph, node: Node) -> Layer | None:
         # Each channel has been read before it is written, if all of its rows are.
         in_place=strip >= out_height and node.output.shape == source.shape,
         rows=(out_height, in_height),
+        row_step=2,
     )
 
 

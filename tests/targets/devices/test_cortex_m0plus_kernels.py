@@ -159,8 +159,8 @@ def test_ternary_weights_are_offsets_of_entries() -> None:
     assert table_offsets(rows, 4).tolist() == [40, 176, 104, 104, 208, 32, 104, 104]
     long = np.zeros((2, 60), np.int8)
     long[1, 48] = 1
-    # All channels of one chunk of 16 groups, then all of the next.
-    assert np.flatnonzero(table_offsets(long, 20) != 104).tolist() == [2 * 16 + 4]
+    # All channels of one chunk of 12 groups, then all of the next.
+    assert np.flatnonzero(table_offsets(long, 20) != 104).tolist() == [2 * 12 + 8 + 4]
 
 
 def depthwise(bits: int, shape: tuple[int, int, int], stride: int, weight: int | None = None) -> IntegerGraph:
