@@ -110,6 +110,7 @@ def conv_mve(graph: IntegerGraph, node: Node) -> Layer | None:
         scratch=way.scratch,
         in_place=way.in_place,
         rows=(node.output.shape[1], source.shape[1]),
+        keeps_rows=way.name != "pointwise",
         assembly=Assembly("mve/conv_mve.inc", "conv_mve_row", "kdp_mve_row", tuple(sorted(constants.items()))),
     )
 

@@ -76,6 +76,7 @@ def depthwise_mve(graph: IntegerGraph, node: Node) -> Layer | None:
         scratch=held_rows(op) * blocks * columns * LANES + ALIGNMENT_SLACK,
         in_place=stays_behind(graph, node),
         rows=(node.output.shape[1], source.shape[1]),
+        keeps_rows=True,
         assembly=Assembly(
             "mve/depthwise_mve.inc", "depthwise_mve_row", "kdp_mve_row", tuple(sorted(constants.items()))
         ),
