@@ -22,6 +22,7 @@ from kdpipe.targets.c.depthwise_v6m import depthwise_pairs
 from kdpipe.targets.c.layer import Field, Layer
 from kdpipe.targets.c.linear_m4 import linear_dsp
 from kdpipe.targets.c.linear_mve import linear_mve
+from kdpipe.targets.c.linear_v6m import linear_blocks
 from kdpipe.targets.c.nibble_m4 import nibble_taps
 from kdpipe.targets.c.optimization import SIZE, SPEED
 from kdpipe.targets.c.packing import (
@@ -446,6 +447,7 @@ _LOWERINGS: dict[type, tuple[Candidate, ...]] = {
     Linear: (
         Candidate(linear_mve, frozenset({MVE})),
         Candidate(linear_dsp, frozenset({DSP, FPU})),
+        Candidate(linear_blocks, needs=frozenset({THUMB}), lacks=frozenset({DSP})),
         Candidate(_linear),
     ),
     Add: (

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,6 @@ from kdpipe.targets.graph import (
     AveragePool2d,
     Conv2d,
     IntegerGraph,
-    Linear,
     Node,
     Quantization,
     TensorType,
@@ -265,52 +263,6 @@ def test_nibble_taps_by_rows(random_inputs: Callable[..., NDArray[np.int8]], tmp
         check(graph, random_inputs(graph, 2), tmp_path)
 
 
-def linears(seed: int, bits: int, rounding: str, features: tuple[int, ...], values: int | None = None) -> IntegerGraph:
-    """Linear layers one after the other, of random weights or of one value."""
-    rng = np.random.default_rng(seed)
-    known = TensorType((features[0],), Quantization(0.0625, int(rng.integers(-128, 100))))
-    source, nodes, limit = known, [], 2 ** (bits - 1) - 1
-    for index, (inputs, outputs) in enumerate(pairwise(features)):
-        rows = (
-            rng.integers(-limit, limit + 1, (outputs, inputs)) if values is None else np.full((outputs, inputs), values)
-        )
-        deviation = (
-            max(float(rows.std()), float(np.abs(rows).max()) / 2) * 75 * np.sqrt(inputs if values is None else 1)
-        )
-        spread = 1.5 if seed % 2 else 0.3
-        scales = (np.exp(rng.normal(0, spread, outputs)) * 45 / deviation).astype(np.float32)
-        bias = rng.integers(-int(deviation), int(deviation) + 1, outputs).astype(np.int32)
-        output = TensorType((outputs,), Quantization(0.0625, int(rng.integers(-128, 128))))
-        op = Linear(Weight(rows.astype(np.int8), scales, bits), bias)
-        nodes.append(Node(f"linear{index}", op, (nodes[-1].name if nodes else "input",), output))
-        known = output
-    return IntegerGraph("net", "input", source, tuple(nodes), rounding)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("rounding", ["single", "tflite"])
-@pytest.mark.parametrize("bits", [8, 4, 3, 2])
-def test_linear_layers(
-    bits: int, rounding: str, random_inputs: Callable[..., NDArray[np.int8]], tmp_path: Path
-) -> None:
-    graph = linears(bits, bits, rounding, (64, 24, 36, 8, 6))
-    kernels = [lower_node(graph, node, "cortex-m4").kernel for node in graph.nodes]
-    portable = {8: "linear_w8", 4: "linear_w4", 3: "linear_w4", 2: "linear_w2"}[bits]
-    assert kernels == ["linear_dsp", portable, "linear_dsp", portable]
-    check(graph, random_inputs(graph, 3), tmp_path)
-
-
-@pytest.mark.parametrize(("bits", "features"), [(8, 516), (4, 584), (2, 1020)])
-def test_sums_of_linear_layers_fill_their_places(
-    bits: int, features: int, random_inputs: Callable[..., NDArray[np.int8]], tmp_path: Path
-) -> None:
-    value = 2 ** (bits - 1) - 1
-    fitting, too_many = (linears(2, bits, "single", (count, 8), value) for count in (features, features + 4))
-    assert lower_node(fitting, fitting.nodes[0], "cortex-m4").kernel == "linear_dsp"
-    assert lower_node(too_many, too_many.nodes[0], "cortex-m4").kernel == f"linear_w{bits}"
-    check(fitting, random_inputs(fitting, 2), tmp_path / "fitting")
-    check(too_many, random_inputs(too_many, 2), tmp_path / "too_many")
-
-
 def full_nibbles(channels: int) -> IntegerGraph:
     """Weights of the largest magnitude, of either sign by turns of channels: what fills 20-bit fields soonest."""
     graph = convolutions(1, 4, "single", [(4, (3, 3), {"inputs": channels, **SAME})], size=(4, 8))
@@ -407,7 +359,7 @@ def test_sources_compile_without_warnings(bits: int, tmp_path: Path) -> None:
         convolutions(1, bits, "single", [(o, k, dict(options)) for o, k, options in kind], size=(13, width))
         for kind, width in kinds
     ]
-    for number, graph in enumerate([*graphs, linears(1, bits, "single", (16, 8))]):
+    for number, graph in enumerate(graphs):
         directory = tmp_path / str(number)
         export(graph, directory, "cortex-m4")
         names = ["model.c", "model_weights.c", *(f"kernels/{path.name}" for path in directory.glob("kernels/*.[cS]"))]
