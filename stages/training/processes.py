@@ -12,6 +12,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, MutableSequence, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -51,7 +52,7 @@ def train_in_processes(
         timeout: seconds that a process waits for another.
 
     Raises:
-        KdpipeError: as `work` raises it.
+        KdpipeError: as `work` raises it; so are OSError, MemoryError and ImportError.
         MissingDependencyError: Lightning Fabric is not installed.
         DeviceError: there are not as many devices.
         TrainingError: a process died, or hangs; names it.
@@ -139,7 +140,8 @@ def _hear(worker: _Worker, context: StageContext) -> None:
         name, arguments, named = message
         answer = getattr(context, name)(*arguments, **named)
         if answer is not None:
-            worker.pipe.send(answer)
+            with suppress(OSError):  # it is gone, which the next message will be
+                worker.pipe.send(answer)
 
 
 def _fail(workers: Sequence[_Worker], beats: Sequence[int], timeout: float) -> None:

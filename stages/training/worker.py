@@ -34,9 +34,9 @@ class Place:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a process did not finish: an error for users, or a traceback; `lost` if it only missed another process."""
+    """Why a process did not finish: an error that users can read, or a traceback; `lost` if it only missed another."""
 
-    error: KdpipeError | None
+    error: KdpipeError | OSError | MemoryError | ImportError | None
     traceback: str = ""
     lost: bool = False
 
@@ -119,7 +119,7 @@ def run(
             result: Outcome | Failure = getattr(import_module(module), name)(
                 params, inputs, RemoteContext(place, pipe), parallel
             )
-    except KdpipeError as error:
+    except (KdpipeError, OSError, MemoryError, ImportError) as error:
         result = Failure(error)
     except Exception as error:
         result = Failure(None, traceback.format_exc(), lost=_is_lost(error))

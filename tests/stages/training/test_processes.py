@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import time
 from pathlib import Path
@@ -169,8 +170,8 @@ def hang(params, inputs, context, parallel):
 @pytest.mark.slow
 def test_a_process_that_hangs_is_named(split, context):
     params = TeachersParams(**TEACHER, processes=2)
-    with pytest.raises(TrainingError, match=r"process 1 of 2 \(from 0\) did not answer the others for 3 s"):
-        train_in_processes(hang, params, {"train": split}, context(), timeout=3)
+    with pytest.raises(TrainingError, match=r"process 1 of 2 \(from 0\) did not answer the others for 20 s"):
+        train_in_processes(hang, params, {"train": split}, context(), timeout=20)
     assert not multiprocessing.active_children()
 
 
@@ -183,6 +184,9 @@ def test_errors_come_out_as_they_are(split, context):
         make_ensemble(TeachersParams(**{**TEACHER, "batch_size": 80}), {"train": split}, context("many"), Crowd())
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
         train_in_processes(defective, few, {"train": split}, context("defective"))
+    with pytest.raises(OSError, match="No space left") as full:
+        train_in_processes(filling, few, {"train": split}, context("filling"))
+    assert full.value.errno == errno.ENOSPC
 
 
 class Crowd:
@@ -211,6 +215,13 @@ def defective(params, inputs, context, parallel):
     """Raise what is no error for users, in the second process alone."""
     if parallel.rank == 1:
         1 / 0  # noqa: B018
+    return make_ensemble(params, inputs, context, parallel)
+
+
+def filling(params, inputs, context, parallel):
+    """Find the disk full, in the first process alone."""
+    if parallel.rank == 0:
+        raise OSError(errno.ENOSPC, "No space left on device")
     return make_ensemble(params, inputs, context, parallel)
 
 
