@@ -13,6 +13,7 @@ from pathlib import Path
 from kdpipe.targets.errors import DeviceError, MissingDependencyError
 
 _TIMEOUT_SECONDS = 600
+"""Of a machine that is not overloaded."""
 _NATIVE_COMPILERS = ("cc", "gcc", "clang")
 
 
@@ -48,6 +49,12 @@ def native_compiler() -> list[str]:
         ) from None
 
 
+def _timeout_seconds() -> float:
+    """Return how long a compiler may take: longer where more programs want the processors than there are."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return _TIMEOUT_SECONDS * max(1.0, load / (os.cpu_count() or 1))
+
+
 def compile_c(command: Sequence[str], directory: Path) -> None:
     """Run a compiler; its own caches go to `directory`.
 
@@ -58,6 +65,7 @@ def compile_c(command: Sequence[str], directory: Path) -> None:
     environment = {**os.environ, "ZIG_LOCAL_CACHE_DIR": str(directory / "zig-cache")}
     if not os.access(Path.home(), os.W_OK):
         environment.setdefault("ZIG_GLOBAL_CACHE_DIR", str(directory / "zig-global-cache"))
+    timeout = _timeout_seconds()
     try:
         result = subprocess.run(  # noqa: S603
             list(command),
@@ -67,11 +75,11 @@ def compile_c(command: Sequence[str], directory: Path) -> None:
             text=True,
             encoding="utf-8",
             errors="replace",
-            timeout=_TIMEOUT_SECONDS,
+            timeout=timeout,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise DeviceError(f"the C compiler {name} did not finish in {_TIMEOUT_SECONDS} s") from None
+        raise DeviceError(f"the C compiler {name} did not finish in {timeout:.0f} s") from None
     except OSError as error:
         raise DeviceError(f"the C compiler {name} can't be run ({error})") from None
     if result.returncode != 0:

@@ -54,7 +54,10 @@ KDP_SMALL void KDP(depthwise3)(const kdp_depthwise3 *layer, const kdp_rows *rows
     const int32_t room = layer->columns - layer->pad_left;
     const int32_t width = layer->in_width < room ? layer->in_width : room;
     kdp_depthwise3_row arguments;
-    put_padding(layer, planes, layer->pad_left, layer->pad_left + width);
+    if (rows->first == 0) {
+        /* Rows put into the planes leave it as it is. */
+        put_padding(layer, planes, layer->pad_left, layer->pad_left + width);
+    }
     for (int32_t y = rows->first; y < rows->last; y += layer->strip) {
         const int32_t left = rows->last - y;
         arguments.rows = left < layer->strip ? left : layer->strip;
