@@ -251,9 +251,13 @@ def test_blocks_are_as_long_as_half_words_allow() -> None:
     assert block_taps(rows, 255, 16) == 16
 
 
-@pytest.mark.parametrize("bits", [8, 4, 2])
-def test_sources_compile_without_warnings(bits: int, tmp_path: Path) -> None:
-    export(extreme(bits, 1, 4, 1), tmp_path, "cortex-m0plus")
+@pytest.mark.parametrize(
+    "graph",
+    [*(extreme(bits, 1, 4, 1) for bits in (8, 4, 2)), ternary((12, 2, 3, 3), (5, 5)), depthwise(4, (2, 5, 5), 1)],
+    ids=["w8", "w4", "w2", "table", "depthwise"],
+)
+def test_sources_compile_without_warnings(graph: IntegerGraph, tmp_path: Path) -> None:
+    export(graph, tmp_path, "cortex-m0plus")
     names = ["model.c", "model_weights.c", *(f"kernels/{path.name}" for path in tmp_path.glob("kernels/*.[cS]"))]
     target = ["-target", "thumb-freestanding-eabi", "-mcpu=cortex_m0plus", "-I.", "-I", str(STRING_H)]
     strict = ["-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
