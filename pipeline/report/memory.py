@@ -10,6 +10,7 @@ from kdpipe.pipeline.report.svg import element, join, picture
 
 WIDTH, HEIGHT, LEFT, FOOT, TOP = 460.0, 220.0, 62.0, 24.0, 8.0
 GAP = 1.0
+KINDS = ("rows", "scratch")
 MOST = 2000
 """Buffers that are drawn; a page with more would be slow."""
 
@@ -33,7 +34,8 @@ def chart(title: str, arena: Arena) -> Markup | None:
             continue
         last = buffer.offset + buffer.bytes
         words = f"{buffer.name}: bytes {buffer.offset} to {last}, {arena.layers[steps[0]]} to {arena.layers[steps[-1]]}"
-        scratch = steps[0] == steps[-1] and buffer.name.startswith("scratch ")
+        # The C target names its buffers by what they are: "tensor conv1", "rows conv1", "scratch conv1".
+        kind = buffer.name.split(" ")[0]
         parts.append(
             element(
                 "rect",
@@ -42,7 +44,7 @@ def chart(title: str, arena: Arena) -> Markup | None:
                 y=floor - up * last,
                 width=max(across * len(steps) - GAP, 0.5),
                 height=max(up * buffer.bytes - GAP, 0.5),
-                class_="buffer is-scratch" if scratch else "buffer",
+                class_=f"buffer is-{kind}" if kind in KINDS else "buffer",
             )
         )
     return picture(WIDTH, HEIGHT, title, join(parts), class_="chart memory")

@@ -257,10 +257,12 @@ def test_a_memory_plan_has_a_rectangle_for_each_buffer():
             "buffers": [
                 {"name": "tensor <conv>", "offset": 0, "bytes": 20, "first": 0, "last": 1},
                 {"name": "scratch fc", "offset": 20, "bytes": 20, "first": 1, "last": 1},
+                {"name": "rows conv", "offset": 20, "bytes": 4, "first": 0, "last": 0},
             ],
         }
     )
-    first, second = parse(memory.chart("a plan", arena)).iter("rect")
+    first, second, third = parse(memory.chart("a plan", arena)).iter("rect")
+    assert third.get("class") == "buffer is-rows"
     assert first[0].text == "tensor <conv>: bytes 0 to 20, conv to fc"
     assert second.get("class") == "buffer is-scratch"
     # the first is twice as long, and lies below
