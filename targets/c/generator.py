@@ -16,8 +16,8 @@ from kdpipe.targets.artifact import ExportedArtifact, describe, kdpipe_version, 
 from kdpipe.targets.c import c_text
 from kdpipe.targets.c.cores import CONDITIONS, FEATURES, FPU, GENERIC, MVE
 from kdpipe.targets.c.golden import make_golden_vectors
+from kdpipe.targets.c.kernel_choice import OPERATORS as OPERATORS
 from kdpipe.targets.c.layer import Field
-from kdpipe.targets.c.layers import OPERATORS as OPERATORS
 from kdpipe.targets.c.layouts import NAMES as LAYOUTS
 from kdpipe.targets.c.layouts import NO_BENCH, SOURCES, is_program, layout_texts, source_root
 from kdpipe.targets.c.memory_plan import MemoryPlan

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kdpipe.targets.c.cores import FEATURES, NAMES
+from kdpipe.targets.c.kernel_choice import lower_node
 from kdpipe.targets.c.layer import Assembly, Layer
-from kdpipe.targets.c.layers import lower_node
 from kdpipe.targets.c.optimization import NAMES as OPTIMIZATIONS
 from kdpipe.targets.c.optimization import SPEED
 from kdpipe.targets.c.row_chains import choose_chains

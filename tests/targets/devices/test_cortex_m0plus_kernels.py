@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from kdpipe.targets import reference
 from kdpipe.targets.c.convolution_v6m import block_taps, table_offsets, unsigned_bytes
 from kdpipe.targets.c.generator import export
-from kdpipe.targets.c.layers import lower_node
+from kdpipe.targets.c.kernel_choice import lower_node
 from kdpipe.targets.devices import c_compiler, cortex_m, host_c
 from kdpipe.targets.errors import ArtifactError
 from kdpipe.targets.fixed_point import Rounding

@@ -12,7 +12,7 @@ from rows_everywhere import rows_everywhere
 from kdpipe.targets import reference
 from kdpipe.targets.c import nibble_m4
 from kdpipe.targets.c.generator import export
-from kdpipe.targets.c.layers import lower_node
+from kdpipe.targets.c.kernel_choice import lower_node
 from kdpipe.targets.c.program import plan_program
 from kdpipe.targets.devices import c_compiler, cortex_m, host_c
 from kdpipe.targets.errors import ArtifactError

@@ -12,7 +12,7 @@ from rows_everywhere import rows_everywhere
 
 from kdpipe.targets import reference
 from kdpipe.targets.c.generator import export, render
-from kdpipe.targets.c.layers import lower_node
+from kdpipe.targets.c.kernel_choice import lower_node
 from kdpipe.targets.devices import c_compiler, cortex_m, host_c, qemu
 from kdpipe.targets.devices.c_artifact import load_c_artifact
 from kdpipe.targets.devices.firmware import link_firmware

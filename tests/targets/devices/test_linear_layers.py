@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from kdpipe.targets import reference
 from kdpipe.targets.c.generator import export
-from kdpipe.targets.c.layers import lower_node
+from kdpipe.targets.c.kernel_choice import lower_node
 from kdpipe.targets.devices import c_compiler, cortex_m
 from kdpipe.targets.graph import IntegerGraph, Linear, Node, Quantization, TensorType, Weight
 

@@ -13,7 +13,7 @@ from rows_everywhere import rows_everywhere
 from kdpipe.targets import reference
 from kdpipe.targets.c.cores import DSP, FEATURES, MVE
 from kdpipe.targets.c.generator import export
-from kdpipe.targets.c.layers import lower_node
+from kdpipe.targets.c.kernel_choice import lower_node
 from kdpipe.targets.devices import qemu
 from kdpipe.targets.devices.c_artifact import load_c_artifact
 from kdpipe.targets.devices.unicorn_machine import UnicornMachine

@@ -1,30 +1,13 @@
-"""Each node of an integer graph as one kernel call: which kernel, with which constants.
-
-A kernel is chosen here and nowhere else: a faster one for some core, shape or width is one more candidate in
-`_LOWERINGS`, with its files in `kernels/`.
-"""
+"""Each node of an integer graph as one call of a portable kernel, with its constants."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from kdpipe.targets.c.convolution_m4 import conv8, conv8_flat
-from kdpipe.targets.c.convolution_mve import conv_mve
-from kdpipe.targets.c.convolution_v6m import conv_dot, conv_table
-from kdpipe.targets.c.cores import ARMV7M, DSP, FEATURES, FPU, GENERIC, MVE, THUMB
-from kdpipe.targets.c.depthwise_m4 import depthwise3
-from kdpipe.targets.c.depthwise_mve import depthwise_mve
-from kdpipe.targets.c.depthwise_v6m import depthwise_pairs
 from kdpipe.targets.c.layer import Field, Layer
-from kdpipe.targets.c.linear_m4 import linear_dsp
-from kdpipe.targets.c.linear_mve import linear_mve
-from kdpipe.targets.c.linear_v6m import linear_blocks
-from kdpipe.targets.c.nibble_m4 import nibble_taps
-from kdpipe.targets.c.optimization import SIZE, SPEED
 from kdpipe.targets.c.packing import (
     ConstantArray,
     convolution_rows,
@@ -34,28 +17,19 @@ from kdpipe.targets.c.packing import (
     pack_ternary_rows,
     unpack_rows,
 )
-from kdpipe.targets.c.scaled_add import scaled_add_mve, scaled_add_v6m, scaled_add_v7m
 from kdpipe.targets.c.storage import flattened_shape, size_of
-from kdpipe.targets.c.ternary_m4 import ternary_outer, ternary_taps
-from kdpipe.targets.errors import UnsupportedError
 from kdpipe.targets.fixed_point import quantize_multiplier, quantize_multipliers
 from kdpipe.targets.graph import (
-    Add,
     AveragePool2d,
     ChannelShuffle,
-    Concat,
     Conv2d,
-    Flatten,
     IntegerGraph,
     Linear,
     Lookup,
     MaxPool2d,
-    Mul,
     Node,
     Quantization,
-    Requantize,
     Slice,
-    Softmax,
     TensorType,
     Upsample,
 )
@@ -64,76 +38,6 @@ from kdpipe.targets.reference import add_factors, mul_factor
 from kdpipe.targets.softmax import exponentials
 
 _KERNEL_BITS = {2: "w2", 3: "w4", 4: "w4", 8: "w8"}
-_MOST_BITS = 2
-"""Of a ternary weight, where small sources are wanted."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A way of lowering a node.
-
-    Args:
-        plan: returns the layer, or None where it does not apply to the node or can't be proved exact.
-        needs: features that the core must have, see `cores.py`.
-        lacks: features of cores that have better ways.
-    """
-
-    plan: Callable[[IntegerGraph, Node], Layer | None]
-    needs: frozenset[str] = frozenset()
-    lacks: frozenset[str] = frozenset()
-
-    def suits(self, features: frozenset[str]) -> bool:
-        """Return whether it is for a core that has `features`."""
-        return self.needs <= features and not self.lacks & features
-
-
-def lower_node(graph: IntegerGraph, node: Node, core: str = GENERIC, optimize: str = SPEED) -> Layer:
-    """Choose the kernel that computes `node`, and lay out its constants.
-
-    Args:
-        graph: the network.
-        node: one of its nodes.
-        core: what the kernel must run on, a name of `cores.py`.
-        optimize: a name of `optimization.py`. For size, a core's own kernel computes a layer with ternary weights only
-            where it stores them in 2 bits or fewer; else the portable one does, with five to a byte.
-
-    Raises:
-        UnsupportedError: the C target has no kernel for it; names the layer.
-    """
-    candidates = _LOWERINGS.get(type(node.op))
-    if candidates is None:
-        raise UnsupportedError(
-            f"the C target has no kernel for {type(node.op).__name__}",
-            where=f"layer {node.name}",
-            remedy="Known: " + ", ".join(sorted(operator.__name__ for operator in _LOWERINGS)),
-        )
-    if any(size_of(graph.tensor(name).shape) >= 2**24 for name in (*node.inputs, node.name)):
-        raise UnsupportedError(
-            "the C target takes tensors of less than 2**24 elements",
-            where=f"layer {node.name}",
-            remedy="Make the input or the network smaller",
-        )
-    plans = (candidate.plan(graph, node) for candidate in candidates if candidate.suits(FEATURES[core]))
-    # The last candidate of each operator runs everywhere and takes everything.
-    found = (layer for layer in plans if layer is not None)
-    op = node.op
-    if optimize == SIZE and isinstance(op, Conv2d | Linear) and op.weight.bits == 2:
-        *own, portable = found
-        small = (layer for layer in own if 8 * layer.arrays["weights"].nbytes <= _MOST_BITS * op.weight.values.size)
-        return next(small, _five_to_a_byte(portable, op))
-    return next(found)
-
-
-def _five_to_a_byte(layer: Layer, op: Conv2d | Linear) -> Layer:
-    """Return the layer of a portable kernel with its ternary weights stored in 1.6 bits."""
-    weights = op.weight.values
-    rows = unpack_rows(layer.arrays["weights"], len(weights), weights.size // len(weights), bits=2)
-    return replace(
-        layer,
-        kernel=layer.kernel.replace("_w2", "_t5"),
-        files=tuple(name.replace("_w2", "_t5") for name in layer.files),
-        arrays={**layer.arrays, "weights": pack_ternary_rows(rows)},
-    )
 
 
 def _quantized(node: Node, multipliers: str, shifts: str) -> list[Field]:
@@ -155,9 +59,10 @@ def _accumulating(
     }
 
 
-def _convolution(graph: IntegerGraph, node: Node) -> Layer:
+def convolution(graph: IntegerGraph, node: Node) -> Layer:
+    """Return the layer of a convolution, of any shape and width."""
     op = node.op
-    assert isinstance(op, Conv2d)  # noqa: S101 - narrows the type; the table below guarantees it
+    assert isinstance(op, Conv2d)  # noqa: S101 - narrows the type; kernel_choice guarantees it
     source = graph.tensor(node.inputs[0])
     channels, height, width = source.shape
     outputs, out_height, out_width = node.output.shape
@@ -199,7 +104,8 @@ def _convolution_family(op: Conv2d, channels: int) -> str:
     return "conv2d"
 
 
-def _linear(graph: IntegerGraph, node: Node) -> Layer:
+def linear(graph: IntegerGraph, node: Node) -> Layer:
+    """Return the layer of a linear layer."""
     op = node.op
     assert isinstance(op, Linear)  # noqa: S101
     outputs, features = op.weight.values.shape
@@ -216,7 +122,8 @@ def _linear(graph: IntegerGraph, node: Node) -> Layer:
     )
 
 
-def _add(graph: IntegerGraph, node: Node) -> Layer:
+def add(graph: IntegerGraph, node: Node) -> Layer:
+    """Return the layer of a sum of two tensors."""
     sources = [graph.tensor(name).quantization for name in node.inputs]
     output = node.output.quantization
     factors = add_factors(sources[0], sources[1], output)
@@ -239,7 +146,8 @@ def _add(graph: IntegerGraph, node: Node) -> Layer:
     )
 
 
-def _requantize(graph: IntegerGraph, node: Node) -> Layer:
+def requantize(graph: IntegerGraph, node: Node) -> Layer:
+    """Return the layer of a tensor at other steps."""
     source, output = graph.tensor(node.inputs[0]).quantization, node.output.quantization
     return Layer(
         node=node,
@@ -257,7 +165,8 @@ def _requantize(graph: IntegerGraph, node: Node) -> Layer:
     )
 
 
-def _mul(graph: IntegerGraph, node: Node) -> Layer:
+def mul(graph: IntegerGraph, node: Node) -> Layer:
+    """Return the layer of a product."""
     first, second = (graph.tensor(name) for name in node.inputs)
     output = node.output.quantization
     size, factors = size_of(first.shape), size_of(second.shape)
@@ -280,7 +189,8 @@ def _mul(graph: IntegerGraph, node: Node) -> Layer:
     )
 
 
-def _lookup(graph: IntegerGraph, node: Node) -> Layer:
+def lookup(graph: IntegerGraph, node: Node) -> Layer:
+    """Return the layer of a function of each element, by a table."""
     op = node.op
     assert isinstance(op, Lookup)  # noqa: S101
     table = lookup_table(op, graph.tensor(node.inputs[0]).quantization, node.output.quantization)
@@ -295,7 +205,8 @@ def _lookup(graph: IntegerGraph, node: Node) -> Layer:
     )
 
 
-def _softmax(graph: IntegerGraph, node: Node) -> Layer:
+def softmax(graph: IntegerGraph, node: Node) -> Layer:
+    """Return the layer of a softmax over channels."""
     source = graph.tensor(node.inputs[0])
     reach = source.quantization.qmax - source.quantization.qmin
     return Layer(
@@ -313,7 +224,8 @@ def _softmax(graph: IntegerGraph, node: Node) -> Layer:
     )
 
 
-def _concat(graph: IntegerGraph, node: Node) -> Layer:
+def concat(graph: IntegerGraph, node: Node) -> Layer:
+    """Return the layer of a concatenation of channels."""
     channels = np.array([graph.tensor(name).shape[0] for name in node.inputs], dtype=np.int32)
     return Layer(
         node=node,
@@ -327,7 +239,8 @@ def _concat(graph: IntegerGraph, node: Node) -> Layer:
     )
 
 
-def _slice(graph: IntegerGraph, node: Node) -> Layer:
+def channels_slice(graph: IntegerGraph, node: Node) -> Layer:
+    """Return the layer of a range of channels."""
     op = node.op
     assert isinstance(op, Slice)  # noqa: S101
     return Layer(
@@ -340,7 +253,8 @@ def _slice(graph: IntegerGraph, node: Node) -> Layer:
     )
 
 
-def _channel_shuffle(graph: IntegerGraph, node: Node) -> Layer:
+def channel_shuffle(graph: IntegerGraph, node: Node) -> Layer:
+    """Return the layer of a shuffle of channels."""
     op = node.op
     assert isinstance(op, ChannelShuffle)  # noqa: S101
     return Layer(
@@ -353,7 +267,8 @@ def _channel_shuffle(graph: IntegerGraph, node: Node) -> Layer:
     )
 
 
-def _upsample(graph: IntegerGraph, node: Node) -> Layer:
+def upsample(graph: IntegerGraph, node: Node) -> Layer:
+    """Return the layer of an enlargement by nearest neighbours."""
     op = node.op
     assert isinstance(op, Upsample)  # noqa: S101
     return Layer(
@@ -370,7 +285,8 @@ def _pixels(tensor: TensorType) -> int:
     return size_of(tensor.shape) // tensor.shape[0]
 
 
-def _pool(graph: IntegerGraph, node: Node) -> Layer:
+def pool(graph: IntegerGraph, node: Node) -> Layer:
+    """Return the layer of a largest value or a mean of windows."""
     op, source = node.op, graph.tensor(node.inputs[0])
     assert isinstance(op, MaxPool2d | AveragePool2d)  # noqa: S101
     kernel = "max_pool" if isinstance(op, MaxPool2d) else "average_pool"
@@ -393,25 +309,8 @@ def _pool(graph: IntegerGraph, node: Node) -> Layer:
     )
 
 
-def _mean_mve(graph: IntegerGraph, node: Node) -> Layer | None:
-    op = node.op
-    assert isinstance(op, AveragePool2d)  # noqa: S101
-    if op.kernel != graph.tensor(node.inputs[0]).shape[1:]:
-        return None
-    files = ("mve/mean_mve.c", "mve/mve.h", "pool.h", "rows.h")
-    return replace(_pool(graph, node), kernel="mean_mve", files=files, rows=None)
-
-
-def _mean_dsp(graph: IntegerGraph, node: Node) -> Layer | None:
-    op, (channels, *size) = node.op, graph.tensor(node.inputs[0]).shape
-    assert isinstance(op, AveragePool2d)  # noqa: S101
-    if op.kernel != tuple(size) or channels % 4:
-        return None
-    files = ("cortex_m4/mean_dsp.c", "cortex_m4/dsp.h", "pool.h", "rows.h")
-    return replace(_pool(graph, node), kernel="mean_dsp", files=files, rows=None)
-
-
-def _flatten(graph: IntegerGraph, node: Node) -> Layer:
+def flatten(graph: IntegerGraph, node: Node) -> Layer:
+    """Return the layer of a map as a vector, channels first."""
     shape = graph.tensor(node.inputs[0]).shape
     channels = shape[0] if len(shape) == 3 else 1
     return Layer(
@@ -429,49 +328,13 @@ def _height_width_channels(tensor: TensorType) -> tuple[int, int, int]:
     return height, width, channels
 
 
-_LOWERINGS: dict[type, tuple[Candidate, ...]] = {
-    Conv2d: (
-        Candidate(conv_mve, frozenset({MVE})),
-        Candidate(depthwise_mve, frozenset({MVE})),
-        Candidate(depthwise3, frozenset({DSP, FPU})),
-        Candidate(conv8_flat, frozenset({DSP})),
-        Candidate(nibble_taps, frozenset({DSP, FPU})),
-        Candidate(conv8, frozenset({DSP})),
-        Candidate(ternary_taps, frozenset({DSP, FPU})),
-        Candidate(ternary_outer, frozenset({DSP, FPU})),
-        Candidate(depthwise_pairs, needs=frozenset({THUMB}), lacks=frozenset({DSP})),
-        Candidate(conv_table, needs=frozenset({THUMB}), lacks=frozenset({ARMV7M})),
-        Candidate(conv_dot, needs=frozenset({THUMB}), lacks=frozenset({DSP})),
-        Candidate(_convolution),
-    ),
-    Linear: (
-        Candidate(linear_mve, frozenset({MVE})),
-        Candidate(linear_dsp, frozenset({DSP, FPU})),
-        Candidate(linear_blocks, needs=frozenset({THUMB}), lacks=frozenset({DSP})),
-        Candidate(_linear),
-    ),
-    Add: (
-        Candidate(scaled_add_mve, frozenset({MVE})),
-        Candidate(scaled_add_v7m, frozenset({ARMV7M})),
-        Candidate(scaled_add_v6m, frozenset({THUMB}), lacks=frozenset({ARMV7M})),
-        Candidate(_add),
-    ),
-    Mul: (Candidate(_mul),),
-    Lookup: (Candidate(_lookup),),
-    Softmax: (Candidate(_softmax),),
-    Concat: (Candidate(_concat),),
-    Slice: (Candidate(_slice),),
-    ChannelShuffle: (Candidate(_channel_shuffle),),
-    Upsample: (Candidate(_upsample),),
-    MaxPool2d: (Candidate(_pool),),
-    AveragePool2d: (
-        Candidate(_mean_mve, frozenset({MVE})),
-        Candidate(_mean_dsp, frozenset({DSP})),
-        Candidate(_pool),
-    ),
-    Flatten: (Candidate(_flatten),),
-    Requantize: (Candidate(_requantize),),
-}
-"""By operator, in the order of preference."""
-OPERATORS = frozenset(_LOWERINGS)
-"""The operators of the integer graph that have a kernel."""
+def five_to_a_byte(layer: Layer, op: Conv2d | Linear) -> Layer:
+    """Return the layer of a portable kernel with its ternary weights stored in 1.6 bits."""
+    weights = op.weight.values
+    rows = unpack_rows(layer.arrays["weights"], len(weights), weights.size // len(weights), bits=2)
+    return replace(
+        layer,
+        kernel=layer.kernel.replace("_w2", "_t5"),
+        files=tuple(name.replace("_w2", "_t5") for name in layer.files),
+        arrays={**layer.arrays, "weights": pack_ternary_rows(rows)},
+    )
