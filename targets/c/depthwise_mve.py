@@ -118,8 +118,8 @@ def pack_taps(taps: NDArray[np.int8], stored_bits: int) -> NDArray[np.uint32]:
     """
     per_byte = 8 // stored_bits
     blocks = _blocks(taps.astype(np.int64))
-    missing = -blocks.shape[1] % per_byte
-    blocks = np.concatenate([blocks, np.zeros_like(blocks[:, :missing])], axis=1)
+    missing = np.zeros((len(blocks), -blocks.shape[1] % per_byte, LANES), np.int64)
+    blocks = np.concatenate([blocks, missing], axis=1)
     fields = (blocks & (2**stored_bits - 1)).reshape(len(blocks), -1, per_byte, LANES)
     shifts = stored_bits * np.arange(per_byte - 1, -1, -1, dtype=np.int64)
     packed: NDArray[np.uint32] = (fields << shifts[:, None]).sum(axis=2).astype(np.uint8).reshape(-1).view("<u4")

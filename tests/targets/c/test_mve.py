@@ -68,14 +68,15 @@ def test_groups_of_outputs(bits: int, features: int) -> None:
                 np.testing.assert_array_equal(np.round(below / 2 ** (8 - bits)), wanted)
 
 
+@pytest.mark.parametrize("count", [9, 1])
 @pytest.mark.parametrize("bits", [8, 4, 2])
-def test_taps_of_depthwise_channels(bits: int) -> None:
-    taps = weights((9, 21), bits)
+def test_taps_of_depthwise_channels(bits: int, count: int) -> None:
+    taps = weights((count, 21), bits)
     per_byte = 8 // bits
     packed = pack_taps(taps, bits).view(np.int8).reshape(2, -1, 16)
-    assert packed.shape[1] == -(-9 // per_byte)
+    assert packed.shape[1] == -(-count // per_byte)
     for block in range(2):
-        for tap in range(9):
+        for tap in range(count):
             # VSHL and VSHR, as the kernel unpacks them
             found = shifted(packed[block, tap // per_byte], bits * (tap % per_byte)) >> (8 - bits)
             wanted = np.zeros(16, np.int8)
