@@ -55,6 +55,23 @@ def coefficient(start: float, end: float | None, shape: str, progress: float) ->
     return start * (1.0 - share) + end * share
 
 
+def warmed_up(epoch: int, epochs: int, share: float) -> float:
+    """Return the factor of a coefficient that rises linearly over the first epochs, and is 1 from then on.
+
+    min(e / warm-up, 1), e from 1, as the authors of DKD and of knowledge review have it. The first epoch's is never 0,
+    and that of a warm-up shorter than an epoch is 1.
+
+    Args:
+        epoch: from 0.
+        epochs: of the whole training.
+        share: of the epochs that are the warm-up, in [0, 1].
+
+    >>> [round(warmed_up(epoch, 8, 0.5), 2) for epoch in range(6)], warmed_up(0, 1, 0.5), warmed_up(0, 9, 0.0)
+    ([0.25, 0.5, 0.75, 1.0, 1.0, 1.0], 1.0, 1.0)
+    """
+    return min((epoch + 1) / (share * epochs), 1.0) if share else 1.0
+
+
 def epoch_progress(epoch: int, epochs: int) -> float:
     """Return how far the training is in an epoch (from 0): 0 in the first and exactly 1 in the last.
 

@@ -13,8 +13,8 @@ from kdpipe.stages.base import Artifact, Inputs, Outcome, Rows, StageContext
 from kdpipe.stages.data.batches import TensorBatches, augmentation
 from kdpipe.stages.distill import DistillParams
 from kdpipe.stages.knowledge.base import DistillationLoss, Knowledge, Said
-from kdpipe.stages.knowledge.coefficients import epoch_progress
 from kdpipe.stages.knowledge.images import TrainingImages, load_images
+from kdpipe.stages.knowledge.loss_parameters import EpochWeights
 from kdpipe.stages.knowledge.output_cache import CachedOutputs, cache_outputs
 from kdpipe.stages.knowledge.registry import LOSSES
 from kdpipe.stages.knowledge.starting_point import extended
@@ -221,11 +221,7 @@ def _train(
         parallel=parallel,
     )
     agreed: list[Tensor] = []
-    progress = 0.0
-
-    def start_epoch(epoch: int) -> None:
-        nonlocal progress
-        progress = epoch_progress(epoch, params.epochs)
+    weights = EpochWeights(parameters, params.epochs)
 
     def evaluate() -> dict[str, float]:
         agreement = float(torch.stack(agreed).mean())
@@ -261,9 +257,9 @@ def _train(
                 student_embedding=seen.embedding,
                 teacher_embeddings=said.embeddings,
                 indices=indices,
-                progress=progress,
+                progress=weights.progress,
             )
-            return {name: parameters[name].weight_at(progress) * loss(knowledge) for name, loss in losses.items()}
+            return {name: weights.now[name] * loss(knowledge) for name, loss in losses.items()}
 
         drawing = [order, *(generator for loss in losses.values() for generator in loss.generators())]
         average = WeightAverage(student, params.ema_decay) if params.checkpoint == "ema" else None
@@ -282,7 +278,7 @@ def _train(
                 make_optimizer(params, [student, *losses.values()]),
                 make_schedule(params.schedule, params.warmup),
                 epochs=params.epochs,
-                start_epoch=start_epoch,
+                start_epoch=weights.start,
                 evaluate=evaluate,
                 report=report,
                 after_step=average.update if average is not None else None,

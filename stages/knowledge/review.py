@@ -22,6 +22,7 @@ from kdpipe.stages.knowledge.loss_parameters import ReviewParameters
 from kdpipe.stages.training.seeding import derive_seed
 
 LEVELS = (4, 2, 1)
+MOST_CHANNELS = 512
 
 
 def hierarchical_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -93,17 +94,17 @@ class _Review(nn.Module):
 class KnowledgeReview(DistillationLoss):
     """`review`: the sum over the layers, and its mean over the teachers.
 
-    The paper raises the weight linearly over the first epochs. It compares the penultimate vectors too, which this
-    does not.
+    The paper compares the penultimate vectors too, which this does not.
     """
 
     def __init__(self, parameters: ReviewParameters, shapes: FeatureShapes | None, seed: int) -> None:
         super().__init__()
         shapes = required_shapes(shapes, "review")
+        channels = parameters.channels or min(shapes.student_layers[-1][0], MOST_CHANNELS)
         self.reviews = nn.ModuleList(
             [
                 seeded_module(
-                    lambda: _Review(shapes.student_layers, layers, parameters.channels),  # noqa: B023
+                    lambda: _Review(shapes.student_layers, layers, channels),  # noqa: B023
                     derive_seed(seed, "review", index),
                 )
                 for index, layers in enumerate(shapes.teacher_layers)

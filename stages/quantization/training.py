@@ -13,7 +13,7 @@ from kdpipe.stages.artifacts import ImageSpace, NetworkDescription, load_ensembl
 from kdpipe.stages.base import Artifact, Inputs, Outcome, Rows, StageContext
 from kdpipe.stages.data.batches import TensorBatches
 from kdpipe.stages.knowledge.base import DistillationLoss, Knowledge
-from kdpipe.stages.knowledge.coefficients import epoch_progress
+from kdpipe.stages.knowledge.loss_parameters import EpochWeights
 from kdpipe.stages.knowledge.registry import LOSSES
 from kdpipe.stages.quantization.activations import calibrating
 from kdpipe.stages.quantization.assignment import Assignment, assign
@@ -166,14 +166,14 @@ def train_quantized(
     """Train a calibrated network in place and return a row an epoch."""
     # a seed of its own for each phase
     seed = context.seed if phase.bits is None else derive_seed(context.seed, phase.name)
+    parameters = params.loss_parameters()
     losses: dict[str, DistillationLoss] = {
         name: LOSSES[name].build(values, None, derive_seed(seed, "loss", name))
-        for name, values in params.loss_parameters().items()
+        for name, values in parameters.items()
         if name != SPEQ
     }
-    parameters = params.loss_parameters()
-    progress = 0.0
-    speq = params.loss_parameters().get(SPEQ)
+    weights = EpochWeights(parameters, phase.epochs)
+    speq = parameters.get(SPEQ)
     order = torch.Generator().manual_seed(derive_seed(seed, "batches"))
     precisions = torch.Generator().manual_seed(derive_seed(seed, "precisions"))
     teacher = _stochastic_teacher(prepared, speq, max(params.activation_bits, phase.bits or 0), precisions)
@@ -183,20 +183,17 @@ def train_quantized(
     def step(batch: tuple[Tensor, ...]) -> Mapping[str, Tensor]:
         pixels, labels, *known = batch
         images = data.images.seen(pixels)
-        weights = {name: values.weight_at(progress) for name, values in parameters.items()}
         terms: dict[str, Tensor] = {}
         if teacher is not None and isinstance(speq, SpeqParameters):
             student, loss = teacher.student_and_loss(images, speq.temperature)
-            terms[SPEQ] = weights[SPEQ] * loss
+            terms[SPEQ] = weights.now[SPEQ] * loss
         else:
             student = prepared(images)
         agreed.append((student.detach().argmax(dim=1) == labels).float().mean())
-        knowledge = Knowledge(student, None, data.said(pixels, known).unsqueeze(0), (), labels, progress=progress)
-        return {name: weights[name] * loss(knowledge) for name, loss in losses.items()} | terms
-
-    def start_epoch(epoch: int) -> None:
-        nonlocal progress
-        progress = epoch_progress(epoch, phase.epochs)
+        knowledge = Knowledge(
+            student, None, data.said(pixels, known).unsqueeze(0), (), labels, progress=weights.progress
+        )
+        return {name: weights.now[name] * loss(knowledge) for name, loss in losses.items()} | terms
 
     def evaluate() -> dict[str, float]:
         agreement = float(torch.stack(agreed).mean())
@@ -215,7 +212,7 @@ def train_quantized(
             make_optimizer(params, [prepared]),
             make_schedule(params.schedule, params.warmup),
             epochs=phase.epochs,
-            start_epoch=start_epoch,
+            start_epoch=weights.start,
             evaluate=evaluate,
             report=report,
             resume=Resume(

@@ -312,6 +312,14 @@ def test_a_weight_goes_to_its_end_by_epoch(inputs, context):
     assert all(row["kd"] > 0 and row["ce"] > 0 for row in rows[1:-1])
 
 
+def test_a_weight_is_warmed_up_by_epoch(inputs, context):
+    """Images in the same order and a learning rate of next to nothing, so that only the weight changes the term."""
+    losses = {"dkd": {"weight_warmup": 0.5}, "kd": {}}
+    rows = run(inputs, context(), losses=losses, epochs=4, lr=1e-12).history["student"]
+    assert [row["dkd"] / rows[-1]["dkd"] for row in rows] == pytest.approx([0.5, 1, 1, 1], rel=0.05)
+    assert [row["kd"] / rows[-1]["kd"] for row in rows] == pytest.approx([1, 1, 1, 1], rel=0.05)
+
+
 def test_generations_teach_each_other(inputs, context):
     """Each generation after the first learns from the one before alone, and the last is the stage's network."""
     folder, alone = context("three"), context("one")
