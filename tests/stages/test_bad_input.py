@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from kdpipe.models.registry import MODELS
+from kdpipe.models.arguments import ModelArguments
+from kdpipe.models.registry import MODELS, ModelEntry
 from kdpipe.pipeline.cli import main
 
 TEACHERS = {
@@ -44,6 +47,25 @@ QUANTIZED = {
     "losses": {"ce": {}},
     "epochs": 1,
 }
+
+
+class Branching(nn.Module):
+    """A network whose forward looks at values."""
+
+    def __init__(self, *, input_shape: tuple[int, int, int], classes: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(math.prod(input_shape), classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.fc(x.flatten(1))
+        return logits if logits.sum() > 0 else 2 * logits
+
+
+@pytest.fixture(autouse=True)
+def branching(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model named `branching`, as somebody may have added one."""
+    entry = ModelEntry("looks at values", f"{__name__}:Branching", ModelArguments, None)
+    monkeypatch.setitem(MODELS._entries, "branching", entry)
 
 
 def write(folder: Path, stages: dict[str, Any]) -> None:
@@ -101,6 +123,10 @@ CASES = {
     "a teacher whose training breaks": (
         {"others": {**TEACHERS, "lr": 100, "weight_decay": 1, "schedule": "constant", "epochs": 30}},
         ["others: members.0 (cnn): the loss term 'cross_entropy' is", "Lower the learning rate"],
+    ),
+    "a student that cannot be traced": (
+        {"student": {**STUDENT, "model": {"model": "branching"}, "epochs": 1}, "quantized": QUANTIZED},
+        ["quantized: Branching can't be traced", "Its forward must not branch on tensor values"],
     ),
 }
 

@@ -1,12 +1,15 @@
-"""A run that is killed in the middle of a stage, in a process of its own."""
+"""A run that is killed in the middle of a stage, in a process of its own.
+
+It is killed at the same point each time: when a loop's second state is written and about to take the first one's place.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -98,7 +101,27 @@ def stages(killed):
     return {**quick, **({"student": STUDENT} if killed == "quantize" else {}), "killed": STAGES[killed]}
 
 
-def start(folder, store, killed):
+KILLER = """
+import os
+import signal
+import sys
+
+moves = []
+
+
+def watch(event, arguments):
+    if event == "os.rename" and os.path.basename(arguments[1]) == {state!r}:
+        moves.append(event)
+        if len(moves) == 2:
+            os.killpg(0, signal.SIGKILL)
+
+
+sys.addaudithook(watch)
+"""
+
+
+def run(folder, store, killed, loop=None):
+    """Run the pipeline, and return its exit code and what it said; with a loop, it dies in that."""
     document = {
         "kdpipe": 1,
         "name": "killed",
@@ -109,47 +132,54 @@ def start(folder, store, killed):
     }
     (folder / "pipeline.yaml").write_text(json.dumps(document))
     command = [sys.executable, "-c", "from kdpipe.pipeline.cli import main; main()", "run", "pipeline.yaml"]
-    return subprocess.Popen(
+    path = os.environ.get("PYTHONPATH", "")
+    if loop is not None:
+        # Python imports it when it starts, in the processes that share a training too
+        (folder / "killer").mkdir()
+        (folder / "killer" / "sitecustomize.py").write_text(KILLER.format(state=f"{loop}.state"))
+        path = os.pathsep.join([str(folder / "killer"), path])
+    done = subprocess.run(
         [*command, "--store", str(store)],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+        start_new_session=True,  # a group of its own, that dies as a whole
+        check=False,
     )
+    return done.returncode, done.stdout
 
 
 def finish(folder, store, killed):
-    run = start(folder, store, killed)
-    said, _ = run.communicate(timeout=300)
-    assert run.returncode == 0, said
+    code, said = run(folder, store, killed)
+    assert code == 0, said
     return [json.loads(line) for line in (folder / "runs" / "killed" / "log.jsonl").read_text().splitlines()]
 
 
-def digests(store):
-    """By kind of stage, the digests of its outputs."""
+def results(store):
+    """By kind of stage, what each came to: its outputs' digests, and its figures."""
     found = {}
     for path in store.glob("executions/*/*/*/manifest.json"):
         manifest = json.loads(path.read_text())
-        found.setdefault(manifest["parts"]["uses"], []).append(
-            {name: out["digest"] for name, out in manifest["outputs"].items()}
-        )
+        digests = {name: output["digest"] for name, output in manifest["outputs"].items()}
+        found.setdefault(manifest["parts"]["uses"], []).append([digests, manifest["metrics"], manifest["history"]])
     return {uses: sorted(outputs, key=str) for uses, outputs in found.items()}
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """By stage, the digests of an uninterrupted run."""
+    """By stage, the results of an uninterrupted run."""
     found = {}
 
-    def run(killed):
+    def uninterrupted(killed):
         if killed not in found:
             folder = tmp_path_factory.mktemp(killed)
             finish(folder, folder / "store", killed)
-            found[killed] = digests(folder / "store")
+            found[killed] = results(folder / "store")
         return found[killed]
 
-    return run
+    return uninterrupted
 
 
 @pytest.mark.slow
@@ -157,17 +187,11 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize(("killed", "loop"), LOOPS)
 def test_a_killed_run_ends_with_the_bytes_of_an_uninterrupted_one(tmp_path, whole, killed, loop):
     expected = whole(killed)
-    run = start(tmp_path, tmp_path / "store", killed)
-    deadline = time.monotonic() + 200
-    while not list(tmp_path.glob(f"store/scratch/*/{loop}.state")):
-        assert run.poll() is None, run.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    run.kill()
-    run.communicate(timeout=60)
-    assert sum(map(len, digests(tmp_path / "store").values())) == sum(map(len, expected.values())) - 1
+    code, said = run(tmp_path, tmp_path / "store", killed, loop)
+    assert code == -signal.SIGKILL, said
+    assert sum(map(len, results(tmp_path / "store").values())) == sum(map(len, expected.values())) - 1
     events = finish(tmp_path, tmp_path / "store", killed)
     first = next(event for event in events if event["event"] == "StageProgress")
     assert first["done"] > 0
-    assert digests(tmp_path / "store") == expected
+    assert results(tmp_path / "store") == expected
     assert not list((tmp_path / "store" / "scratch").iterdir())
