@@ -1,8 +1,8 @@
 """What YAML may set of each distillation loss. Importing this imports no torch.
 
 A default `weight` is that of the uniform rerun of ResNet-32x4 to ResNet-8x4 on CIFAR-100 in Tian et al. 2020
-(arXiv:1910.10699), beside a cross entropy of weight 1, unless its description says otherwise. There `kd` has 0.9 beside a
-cross entropy of 0.1; here it has 1, as it needs no other loss. What is younger than that rerun has its authors' weight.
+(arXiv:1910.10699), beside a cross entropy of weight 1, unless its description says otherwise. There `kd` has 0.9 beside
+a cross entropy of 0.1; here it has 1, as it needs no other loss. What is younger than that has its authors' weight.
 """
 
 from __future__ import annotations
