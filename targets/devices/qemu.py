@@ -107,7 +107,7 @@ class QemuCortexM:
             places = [Path(directory) / str(index) for index in range(len(shares))]
             records = []
             with ThreadPoolExecutor(len(shares)) as pool:
-                for record in pool.map(lambda place, share: self._run(sources, firmware, place, share), places, shares):
+                for record in pool.map(lambda place, share: self.run(sources, firmware, place, share), places, shares):
                     records.append(record)
                     done += len(record)
                     if progress is not None:
@@ -127,7 +127,7 @@ class QemuCortexM:
         packed = sources.pack_inputs(inputs)
         with tempfile.TemporaryDirectory(prefix="kdpipe-", ignore_cleanup_errors=True) as directory:
             firmware = self.build(sources, Path(directory), traced=True)
-            self._run(sources, firmware, Path(directory) / "run", packed)
+            self.run(sources, firmware, Path(directory) / "run", packed)
             stream = (Path(directory) / "run" / "trace.bin").read_bytes()
         recorded: list[list[NDArray[np.int8]]] = []
         offset = 0
@@ -146,17 +146,38 @@ class QemuCortexM:
             DeviceError: the sources do not compile or do not fit.
             MissingDependencyError: the compiler or pyelftools is not installed.
         """
-        # Freestanding, because there may be no C library; its functions are the builtins all the same.
-        flags = ["-mthumb", "-ffreestanding", "-fbuiltin", "-nostdlib"]
-        compiler = [_program(COMPILER), *self.board.compiler_options, *flags]
         return link_firmware(
-            sources, compiler, directory, traced=traced, memories=self.board.memories, semihosting=True
+            sources, self.compiler(), directory, traced=traced, memories=self.board.memories, semihosting=True
         )
 
-    def _run(
+    def compiler(self) -> list[str]:
+        """Return the command that compiles for the board's core.
+
+        Raises:
+            MissingDependencyError: the compiler is not installed.
+        """
+        # Freestanding, because there may be no C library; its functions are the builtins all the same.
+        flags = ["-mthumb", "-ffreestanding", "-fbuiltin", "-nostdlib"]
+        return [_program(COMPILER), *self.board.compiler_options, *flags]
+
+    def run(
         self, sources: CArtifact, firmware: Firmware, directory: Path, packed: NDArray[np.int8]
     ) -> NDArray[np.void]:
-        """Run the firmware in a directory of its own below the build's, and return a record for each input."""
+        """Run a built firmware on inputs.
+
+        Args:
+            sources: what it was built of.
+            firmware: what `build` returned.
+            directory: a directory of its own below the build's; made here.
+            packed: the inputs as they lie in its memory, int8 [N, input size].
+
+        Returns:
+            A record for each input: output, status, ticks (of SysTick) and stack (bytes).
+
+        Raises:
+            DeviceError: it faulted, reported an error or did not return in time.
+            MissingDependencyError: the emulator is not installed.
+        """
         directory.mkdir()
         (directory / "inputs.bin").write_bytes(packed.tobytes())
         command = [_program(EMULATOR), "-machine", self.board.machine, "-kernel", "../firmware.elf"]

@@ -173,6 +173,24 @@ def test_classifiers_and_sums(bits: int, rounding: str, random_inputs: Inputs, t
 
 
 @needs_qemu
+@pytest.mark.parametrize(("bits", "factor"), [(8, 0.5), (4, 8), (2, 32)])
+def test_linear_layers_whose_sums_are_first_shifted_left(
+    bits: int, factor: float, random_inputs: Inputs, tmp_path: Path
+) -> None:
+    """As those are that are multiplied with a half or more; their biases have been when the code was written."""
+    rng = np.random.default_rng(bits)
+    rows = rng.integers(-1, 2, (6, 18)).astype(np.int8)
+    scales = (factor * rng.uniform(1, 3, 6)).astype(np.float32)
+    op = Linear(Weight(rows, scales, bits), np.array([-1, 1, 2, -2, 0, 3], np.int32))
+    source, output = (Quantization(0.0625, zero_point) for zero_point in (0, -20))
+    node = Node("linear", op, ("input",), TensorType((6,), output))
+    graph = IntegerGraph("net", "input", TensorType((18,), source), (node,), "single")
+    assert kernels(graph) == [f"linear_mve_w{bits}"]
+    assert lower_node(graph, node, CORE).fields[4] > 0
+    check(graph, random_inputs(graph, 20) // 64, tmp_path)
+
+
+@needs_qemu
 @pytest.mark.parametrize("seed", [0, 1])
 def test_random_graphs(
     seed: int, random_graph: Callable[..., IntegerGraph], random_inputs: Inputs, tmp_path: Path
@@ -251,7 +269,7 @@ def test_clang_builds_the_same(
     compiler = [*c_compiler.zig_compiler(), *target]
     firmware = link_firmware(sources, compiler, tmp_path / "build", memories=memories, semihosting=True)
     inputs = random_inputs(graph, 3)
-    records = qemu.create(DEVICE)._run(sources, firmware, tmp_path / "build" / "run", sources.pack_inputs(inputs))
+    records = qemu.create(DEVICE).run(sources, firmware, tmp_path / "build" / "run", sources.pack_inputs(inputs))
     np.testing.assert_array_equal(sources.unpack_outputs(records["output"]), reference.run(graph, inputs))
 
 

@@ -17,18 +17,21 @@ import numpy as np
 from numpy.typing import NDArray
 from rows_everywhere import rows_everywhere
 
-from kdpipe.targets.c.cores import ARMV7M, DSP, FEATURES, THUMB
+from kdpipe.targets.c.cores import ARMV7M, DSP, FEATURES, MVE, THUMB
 from kdpipe.targets.c.generator import LAYERS_FILE, render
 from kdpipe.targets.c.packing import to_channels_first, to_channels_last
 from kdpipe.targets.devices import firmware
 from kdpipe.targets.devices.c_artifact import CArtifact
 from kdpipe.targets.devices.c_compiler import compile_c, zig_compiler
 from kdpipe.targets.devices.cortex_m import CORES
+from kdpipe.targets.devices.qemu import BOARDS, QemuCortexM
 from kdpipe.targets.devices.unicorn_machine import UnicornMachine
 from kdpipe.targets.graph import IntegerGraph
 
 KERNELS = Path(render.__code__.co_filename).parent / "kernels"
 HOST = "host"
+QEMU = {board.core: QemuCortexM(board) for board in BOARDS.values() if board.core not in CORES}
+"""The cores that only QEMU emulates, compiled for by GCC."""
 _INDEX = np.dtype("<i4")
 
 _MAIN = """
@@ -158,7 +161,7 @@ class Compilers:
         Args:
             graphs: of one rounding.
             inputs: for each graph, int8 [N, *graph.input.shape].
-            core: `HOST`, or one of `CORES`, for whose own kernels the sources are written.
+            core: `HOST`, or one of `CORES` or of `QEMU`, for whose own kernels the sources are written.
         """
         self._count += 1
         directory = self._directory / f"batch{self._count}"
@@ -168,7 +171,7 @@ class Compilers:
             for index, (graph, values) in enumerate(zip(graphs, inputs, strict=True))
             for row in to_channels_last(values, graph.input.shape)
         ]
-        run = self._run_on_host if core == HOST else self._run_on_core
+        run = self._run_on_host if core == HOST else self._run_in_qemu if core in QEMU else self._run_on_core
         answers = run(batch, [request for _, request in requests], core)
         found: list[list[dict[str, NDArray[np.int8]]]] = [[] for _ in graphs]
         for (index, _), answer in zip(requests, answers, strict=True):
@@ -243,9 +246,12 @@ class Compilers:
     def _compiler(self, core: str) -> list[str]:
         if core == HOST:
             return self._host
-        target = ["-target", "thumb-freestanding-eabi", f"-mcpu={CORES[core][0]}"]
+        if core in QEMU:
+            compiler = QEMU[core].compiler()
+        else:
+            compiler = [*zig_compiler(), "-target", "thumb-freestanding-eabi", f"-mcpu={CORES[core][0]}"]
         include = Path(firmware.__file__).parent / "firmware_sources" / "include"
-        return [*zig_compiler(), *target, *firmware._FLAGS, "-I", str(include)]
+        return [*compiler, *firmware._FLAGS, "-I", str(include)]
 
     def _run_on_host(self, batch: Batch, requests: Sequence[bytes], core: str) -> list[bytes]:
         directory, sources = batch.program.directory, map(str, batch.program.sources)
@@ -266,12 +272,19 @@ class Compilers:
         machine = UnicornMachine(image, CORES[core][1], None, instruction_limit=0, seconds_limit=60.0)
         return [machine.run(request, batch.program.output_size) for request in requests]
 
+    def _run_in_qemu(self, batch: Batch, requests: Sequence[bytes], core: str) -> list[bytes]:
+        directory, size = batch.program.directory, batch.program.input_shape[0]
+        image = QEMU[core].build(batch.program, directory)
+        packed = np.frombuffer(b"".join(request.ljust(size, b"\0") for request in requests), np.int8).reshape(-1, size)
+        records = QEMU[core].run(batch.program, image, directory / "run", packed)
+        return [row.tobytes() for row in records["output"]]
+
 
 class ProgramError(Exception):
     """The program for this machine failed; has what a sanitizer said."""
 
 
-_FOLDERS = {THUMB: "armv6m", ARMV7M: "armv7m", DSP: "cortex_m4"}
+_FOLDERS = {THUMB: "armv6m", ARMV7M: "armv7m", DSP: "cortex_m4", MVE: "mve"}
 """Of kernels, by the feature of a core that they are for."""
 
 

@@ -1,6 +1,7 @@
 """The fuzz's command line, its slices, and the count of what it ran.
 
 pytest tests/targets/fuzz --graphs 5000 -n 2      so many graphs through every target
+pytest tests/targets/fuzz -k test_c_in_qemu --qemu  C for the cores that only QEMU emulates, which it must be asked for
 pytest tests/targets/fuzz --replay FOLDER         a stored graph through every target
 """
 
@@ -16,6 +17,7 @@ SLICE = 50
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--graphs", type=int, default=None, help="the fuzz: how many graphs")
     parser.addoption("--first-graph", type=int, default=0, help="the fuzz: how many graphs to leave out before them")
+    parser.addoption("--qemu", action="store_true", help="the fuzz: also C for the cores that only QEMU emulates")
     parser.addoption("--replay", type=Path, default=None, help="the fuzz: the folder of a stored graph to run again")
 
 
@@ -32,6 +34,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def replayed(request: pytest.FixtureRequest) -> Path | None:
     """The folder of the graph to run again, if any."""
     return request.config.getoption("--replay", default=None)
+
+
+@pytest.fixture
+def qemu(request: pytest.FixtureRequest) -> bool:
+    """Whether cores are asked for that only QEMU emulates."""
+    return bool(request.config.getoption("--qemu", default=False))
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fuzz.c_batch import HOST, Compilers
+from fuzz.c_batch import HOST, QEMU, Compilers
 from fuzz.conftest import SLICE
 from fuzz.drawn_graphs import build_graph, fuzz_inputs
 from fuzz.examples import Example, draw_examples, shrink
@@ -112,11 +112,26 @@ def test_c(c_slice: int, replayed: Path | None, compilers: Compilers, count: Cou
     """On this machine, under the sanitizers, and on three emulated cores, with the kernels of their own."""
     if replayed:
         pytest.skip("a stored graph is run")
+    # Three cores in turn, all five in time.
+    cores = (HOST, "cortex-m0plus", "cortex-m4", ("cortex-m3", "cortex-m7", "cortex-m33")[c_slice % 3])
+    report(run_c(c_slice, cores, compilers, count))
+
+
+def test_c_in_qemu(c_slice: int, qemu: bool, replayed: Path | None, compilers: Compilers, count: Counter[str]) -> None:
+    """The same graphs on cores that only QEMU emulates."""
+    if replayed or not qemu:
+        pytest.skip("a stored graph is run" if replayed else "without --qemu")
+    report(run_c(c_slice, tuple(QEMU), compilers, count))
+
+
+def run_c(
+    c_slice: int, cores: Sequence[str], compilers: Compilers, count: Counter[str]
+) -> list[tuple[Example[IntegerGraph], str, Callable[[IntegerGraph], None]]]:
+    """Return what fails of a slice of graphs, as `report` takes it."""
     examples = draw_examples(build_graph, C_SLICE, 10_000 + c_slice)
     count["graphs in C"] += len(examples)
     failures = []
-    # Three cores in turn, all five in time.
-    for core in (HOST, "cortex-m0plus", "cortex-m4", ("cortex-m3", "cortex-m7", "cortex-m33")[c_slice % 3]):
+    for core in cores:
 
         def check(graph: IntegerGraph, core: str = core) -> None:
             if check_c(compilers, [graph], core):
@@ -125,7 +140,7 @@ def test_c(c_slice: int, replayed: Path | None, compilers: Compilers, count: Cou
         failing = check_c(compilers, [example.value for example in examples], core)
         count[f"in C on {core}"] += len(examples)
         failures += [(examples[index], f"C on {core}", check) for index in failing]
-    report(failures)
+    return failures
 
 
 def report(failures: list[tuple[Example[IntegerGraph], str, Callable[[IntegerGraph], None]]]) -> None:
@@ -135,7 +150,7 @@ def report(failures: list[tuple[Example[IntegerGraph], str, Callable[[IntegerGra
         pytest.fail(f"{len(failures)} of the runs failed. The first ones, shrunk:\n\n{first}", pytrace=False)
 
 
-def test_a_stored_graph(replayed: Path | None, compilers: Compilers, tmp_path: Path) -> None:
+def test_a_stored_graph(replayed: Path | None, qemu: bool, compilers: Compilers, tmp_path: Path) -> None:
     if replayed is None:
         pytest.skip("without --replay FOLDER")
     graph = replace(load_graph(replayed), name="net")
@@ -149,7 +164,8 @@ def test_a_stored_graph(replayed: Path | None, compilers: Compilers, tmp_path: P
             print(f"refused: {name}: {error}")
         except Exception as error:
             said.append(f"{name}: {error}")
-    said += [f"C on {core}: a layer differs" for core in (HOST, *CORES) if check_c(compilers, [graph], core)]
+    cores = (HOST, *CORES, *(QEMU if qemu else ()))
+    said += [f"C on {core}: a layer differs" for core in cores if check_c(compilers, [graph], core)]
     assert not said, "\n".join(said)
 
 

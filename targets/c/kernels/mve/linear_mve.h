@@ -10,7 +10,7 @@ typedef struct {
     int32_t in_features, out_features;
     const int8_t *weights;
     const int32_t *parameters; /* of four outputs: biases, multipliers, shifts */
-    int32_t left;              /* how far sums are first shifted left */
+    int32_t left;              /* how far sums are shifted left, before the biases are added */
     int32_t zero_point, minimum, maximum;
 } kdp_linear_mve;
 

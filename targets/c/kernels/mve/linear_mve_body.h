@@ -26,14 +26,15 @@ void KDP_LINEAR_MVE(const kdp_linear_mve *layer, const int8_t *input, int8_t *ou
             weights += rest * KDP_VECTORS;
         }
         kdp_part(sums);
-        values = vaddq_s32(vldrwq_s32(sums), vldrwq_s32(parameters));
+        values = vldrwq_s32(sums);
 #if KDP_ROUNDING_TFLITE
         /* It rounds twice, so that factors must not remain. */
+        values = vaddq_s32(values, vldrwq_s32(parameters));
         values = vshlq_s32(values, vnegq_s32(vldrwq_s32(factors)));
         values = vqrdmulhq_s32(values, vldrwq_s32(parameters + 4));
         values = vaddq_s32(values, vshrq_n_s32(values, 31)); /* halves away from zero */
 #else
-        values = vshlq_r_s32(values, copy.left);
+        values = vaddq_s32(vshlq_r_s32(values, copy.left), vldrwq_s32(parameters));
         values = vqdmulhq_s32(values, vldrwq_s32(parameters + 4));
 #endif
         values = vaddq_n_s32(vrshlq_s32(values, vldrwq_s32(parameters + 8)), copy.zero_point);
