@@ -10,10 +10,10 @@ from pydantic import Field
 from kdpipe.models.choice import ModelChoice
 from kdpipe.stages.base import Accepts, Inputs, Outcome, Stage, StageContext
 from kdpipe.stages.synthesis.registry import MethodChoice
-from kdpipe.stages.training.parameters import OptimizationParams
+from kdpipe.stages.training.parameters import PreciseParams
 
 
-class DataFreeDistillParams(OptimizationParams):
+class DataFreeDistillParams(PreciseParams):
     """Parameters of `data-free-distill`. The teachers are its only input: it has no way to real data."""
 
     teachers: Annotated[str, Accepts("ensemble")] = Field(description="the fixed discriminator, and what is learned")

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from kdpipe.models.choice import ModelChoice, check_named
 from kdpipe.stages.base import Accepts, Inputs, Outcome, Stage, StageContext
-from kdpipe.stages.knowledge.registry import LOSSES, LossParameters
+from kdpipe.stages.knowledge.registry import LOSSES, LossParameters, check_shareable
 from kdpipe.stages.training.parameters import TrainingParams
 from kdpipe.targets.errors import UsageError
 
@@ -72,11 +72,7 @@ class DistillParams(TrainingParams):
 
     @model_validator(mode="after")
     def _check_shared_losses(self) -> DistillParams:
-        whole = [name for name in self.losses if LOSSES[name].compares_images]
-        if whole and self.processes > 1:
-            raise ValueError(
-                f"{whole[0]} compares images of a batch, of which each process sees a part; set `processes` to 1"
-            )
+        check_shareable(self.losses, self.processes)
         return self
 
     def further_libraries(self) -> tuple[str, ...]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from kdpipe.models.choice import check_named
 from kdpipe.stages.base import Accepts, Complaint, Inputs, Outcome, Stage, StageContext
-from kdpipe.stages.knowledge.registry import LOSSES, LossParameters
+from kdpipe.stages.knowledge.registry import LOSSES, LossParameters, check_shareable
 from kdpipe.stages.quantization.configuration import AUTO, QuantizationConfig
-from kdpipe.stages.training.parameters import OptimizationParams
+from kdpipe.stages.training.parameters import SharedParams
 from kdpipe.targets.errors import UsageError, did_you_mean
 
 SPEQ = "speq"
@@ -64,7 +64,7 @@ class Budget(BaseModel):
     )
 
 
-class QuantizeParams(OptimizationParams):
+class QuantizeParams(SharedParams):
     """Parameters of `quantize`."""
 
     network: Annotated[str, Accepts("network", "ensemble")] = Field(
@@ -144,6 +144,11 @@ class QuantizeParams(OptimizationParams):
             raise ValueError("speq teaches only what the network knows already: give kd or ce beside it")
         return losses
 
+    @model_validator(mode="after")
+    def _check_shared_losses(self) -> QuantizeParams:
+        check_shareable(self.losses, self.processes)
+        return self
+
     def configuration(self) -> QuantizationConfig:
         """Return how the network is quantized, with `AUTO` where widths are to be assigned."""
         bits = {
@@ -201,10 +206,9 @@ def complaints(params: QuantizeParams, kinds: Mapping[str, tuple[str, ...]]) -> 
 def run(params: QuantizeParams, inputs: Inputs, context: StageContext) -> Outcome:
     """Train the quantized network, lower it, and write both."""
     from kdpipe.stages.quantization.training import quantize
-    from kdpipe.stages.training.device import limited_threads
+    from kdpipe.stages.training.processes import train_in_processes
 
-    with limited_threads(context.threads):
-        return quantize(params, inputs, context)
+    return train_in_processes(quantize, params, inputs, context)
 
 
 STAGE = Stage(

@@ -16,11 +16,10 @@ from kdpipe.stages.knowledge.base import (
     FeatureShapes,
     Knowledge,
     mean,
+    one_a_teacher,
     required_shapes,
-    seeded_module,
 )
 from kdpipe.stages.knowledge.loss_parameters import AdversarialParameters
-from kdpipe.stages.training.seeding import derive_seed
 
 
 class _Reversal(torch.autograd.Function):
@@ -74,14 +73,11 @@ class Adversarial(DistillationLoss):
     def __init__(self, parameters: AdversarialParameters, shapes: FeatureShapes | None, seed: int) -> None:
         super().__init__()
         shapes = required_shapes(shapes, "adversarial")
-        self.discriminators = nn.ModuleList(
-            [
-                seeded_module(
-                    lambda: _Discriminator(shapes.student_embedding, size, parameters.hidden),  # noqa: B023
-                    derive_seed(seed, "discriminator", index),
-                )
-                for index, size in enumerate(shapes.teacher_embeddings)
-            ]
+        self.discriminators = one_a_teacher(
+            lambda size: _Discriminator(shapes.student_embedding, size, parameters.hidden),
+            shapes.teacher_embeddings,
+            seed,
+            "discriminator",
         )
 
     def forward(self, knowledge: Knowledge) -> Tensor:

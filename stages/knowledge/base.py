@@ -5,13 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from kdpipe.stages.training.seeding import derive_seed
+
 MapShape = tuple[int, int, int]
 M = TypeVar("M", bound=nn.Module)
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,23 @@ def required_shapes(shapes: FeatureShapes | None, loss: str) -> FeatureShapes:
     if shapes is None:
         raise ValueError(f"{loss} needs the shapes of the feature maps")
     return shapes
+
+
+def one_a_teacher(build: Callable[[S], nn.Module], teachers: Iterable[S], seed: int, name: str) -> nn.ModuleList:
+    """Return a module for each teacher, with weights of its own that are a function of `seed` alone.
+
+    Args:
+        build: from what it must know of a teacher, such as a shape.
+        teachers: that, by teacher.
+        seed: of the loss.
+        name: what the modules are, unlike what else the loss draws by its seed.
+    """
+    return nn.ModuleList(
+        [
+            seeded_module(partial(build, teacher), derive_seed(seed, name, index))
+            for index, teacher in enumerate(teachers)
+        ]
+    )
 
 
 def seeded_module(build: Callable[[], M], seed: int) -> M:

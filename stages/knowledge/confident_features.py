@@ -11,14 +11,13 @@ from kdpipe.stages.knowledge.base import (
     DistillationLoss,
     FeatureShapes,
     Knowledge,
+    one_a_teacher,
     required_shapes,
-    seeded_module,
 )
 from kdpipe.stages.knowledge.factor_transfer import match_size
 from kdpipe.stages.knowledge.loss_parameters import CaMkdFeaturesParameters
 from kdpipe.stages.knowledge.multi_teacher import cross_entropies, lower_is_better
 from kdpipe.stages.knowledge.taps import classifier
-from kdpipe.stages.training.seeding import derive_seed
 from kdpipe.targets.errors import NetworkError
 
 
@@ -58,16 +57,10 @@ class ConfidentFeatures(DistillationLoss):
     def __init__(self, parameters: CaMkdFeaturesParameters, shapes: FeatureShapes | None, seed: int) -> None:
         super().__init__()
         shapes = required_shapes(shapes, "ca-mkd-features")
-        self.regressors = nn.ModuleList(
-            [
-                seeded_module(
-                    lambda: make_regressor(shapes.student[0], channels),  # noqa: B023
-                    derive_seed(seed, "regressor", index),
-                )
-                for index, (channels, *_) in enumerate(shapes.teachers)
-            ]
-        )
         self._channels = [channels for channels, *_ in shapes.teachers]
+        self.regressors = one_a_teacher(
+            lambda channels: make_regressor(shapes.student[0], channels), self._channels, seed, "regressor"
+        )
         # a tuple, so that the teachers' layers are no part of the loss: they are neither trained nor stored with it
         self._classifiers: tuple[nn.Linear, ...] = ()
 

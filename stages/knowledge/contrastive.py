@@ -14,8 +14,8 @@ from kdpipe.stages.knowledge.base import (
     Knowledge,
     Survey,
     mean,
+    one_a_teacher,
     required_shapes,
-    seeded_module,
 )
 from kdpipe.stages.knowledge.loss_parameters import CrdParameters
 from kdpipe.stages.training.seeding import derive_seed
@@ -116,14 +116,11 @@ class Contrastive(DistillationLoss):
         super().__init__()
         shapes = required_shapes(shapes, "crd")
         self.negatives = min(parameters.negatives, shapes.images)
-        self.pairs = nn.ModuleList(
-            [
-                seeded_module(
-                    lambda: _Pair(shapes.student_embedding, size, shapes.images, parameters),  # noqa: B023
-                    derive_seed(seed, "pair", index),
-                )
-                for index, size in enumerate(shapes.teacher_embeddings)
-            ]
+        self.pairs = one_a_teacher(
+            lambda size: _Pair(shapes.student_embedding, size, shapes.images, parameters),
+            shapes.teacher_embeddings,
+            seed,
+            "pair",
         )
         self._generator = torch.Generator().manual_seed(derive_seed(seed, "negatives"))
         self._others: OtherClasses | None = None

@@ -23,12 +23,11 @@ from kdpipe.stages.knowledge.taps import Taps, observing
 from kdpipe.stages.knowledge.teacher_outputs import teacher_outputs, unflatten
 from kdpipe.stages.training.averaging import WeightAverage
 from kdpipe.stages.training.ensemble import TeacherEnsemble, load_teachers
-from kdpipe.stages.training.loop import train
+from kdpipe.stages.training.loop import fit
+from kdpipe.stages.training.metrics import MeanAgreement
 from kdpipe.stages.training.parallel import ALONE, Parallel
-from kdpipe.stages.training.parameters import make_optimizer
 from kdpipe.stages.training.precision import Precision, choose_precision
 from kdpipe.stages.training.resume import GeneratorState, Resume
-from kdpipe.stages.training.schedules import make_schedule
 from kdpipe.stages.training.seeding import derive_seed, seeded
 from kdpipe.targets.errors import DataError, placed
 
@@ -220,13 +219,11 @@ def _train(
         device=device,
         parallel=parallel,
     )
-    agreed: list[Tensor] = []
+    agreed = MeanAgreement()
     weights = EpochWeights(parameters, params.epochs)
 
     def evaluate() -> dict[str, float]:
-        agreement = float(torch.stack(agreed).mean())
-        agreed.clear()
-        return {"agreement": agreement}
+        return {"agreement": agreed.take()}
 
     def report(done: int, row: Mapping[str, float]) -> None:
         before, total = generation * params.epochs, params.generations * params.epochs
@@ -244,8 +241,7 @@ def _train(
             logits = precision.compute(student, images)
             seen = observer.seen().float()
             choice = said.logits.mean(dim=0).argmax(dim=1)
-            known = logits.detach()[:, : said.logits.shape[2]]  # of further classes the teachers can say nothing
-            agreed.append((known.argmax(dim=1) == choice).float().mean())
+            agreed.add(logits[:, : said.logits.shape[2]], choice)  # of further classes the teachers can say nothing
             knowledge = Knowledge(
                 student_logits=logits,
                 student_feature=seen.feature,
@@ -270,21 +266,19 @@ def _train(
             | ({"average": average} if average is not None else {})
             | {f"generator-{index}": GeneratorState(generator) for index, generator in enumerate(drawing)},
         )
-        student.train()
-        with seeded(derive_seed(seed, "training")), parallel.synchronized([student, *losses.values()]):
-            rows = train(
-                batches,
-                step,
-                make_optimizer(params, [student, *losses.values()]),
-                make_schedule(params.schedule, params.warmup),
-                epochs=params.epochs,
-                start_epoch=weights.start,
-                evaluate=evaluate,
-                report=report,
-                after_step=average.update if average is not None else None,
-                resume=resume,
-                parallel=parallel,
-            )
+        rows = fit(
+            params,
+            [student, *losses.values()],
+            batches,
+            step,
+            seed=derive_seed(seed, "training"),
+            start_epoch=weights.start,
+            evaluate=evaluate,
+            report=report,
+            after_step=average.update if average is not None else None,
+            resume=resume,
+            parallel=parallel,
+        )
     if average is not None:
         student.load_state_dict(average.average())
     return rows, found

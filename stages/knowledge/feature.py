@@ -7,8 +7,15 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from kdpipe.stages.knowledge.base import DistillationLoss, FeatureShapes, Knowledge, Survey, required_shapes
-from kdpipe.stages.knowledge.factor_transfer import factor_loss, match_size, seeded_translator
+from kdpipe.stages.knowledge.base import (
+    DistillationLoss,
+    FeatureShapes,
+    Knowledge,
+    Survey,
+    one_a_teacher,
+    required_shapes,
+)
+from kdpipe.stages.knowledge.factor_transfer import factor_loss, make_translator, match_size
 from kdpipe.stages.knowledge.loss_parameters import FactorTransferParameters, FeedParameters
 from kdpipe.stages.knowledge.paraphraser import Paraphrasers
 from kdpipe.stages.training.seeding import derive_seed
@@ -41,11 +48,8 @@ class _Translated(DistillationLoss):
             Paraphrasers(channels, parameters, derive_seed(seed, "paraphrasers")) if paraphrased else None
         )
         targets = self.paraphrasers.factors if self.paraphrasers is not None else channels
-        self.translators = nn.ModuleList(
-            [
-                seeded_translator(shapes.student[0], count, derive_seed(seed, "translator", index))
-                for index, count in enumerate(targets)
-            ]
+        self.translators = one_a_teacher(
+            lambda count: make_translator(shapes.student[0], count), targets, seed, "translator"
         )
 
     def prepare(self, survey: Survey) -> Mapping[str, float]:

@@ -10,12 +10,11 @@ from kdpipe.stages.knowledge.base import (
     FeatureShapes,
     Knowledge,
     mean,
+    one_a_teacher,
     required_shapes,
-    seeded_module,
 )
 from kdpipe.stages.knowledge.factor_transfer import match_size
 from kdpipe.stages.knowledge.loss_parameters import FitNetsParameters
-from kdpipe.stages.training.seeding import derive_seed
 from kdpipe.targets.errors import NetworkError
 
 
@@ -40,14 +39,11 @@ class FitNets(DistillationLoss):
                 f"fitnets: there is no layer {self.layer} among the {count} tapped ones",
                 remedy=f"Choose one from 0 to {count - 1}",
             )
-        self.regressors = nn.ModuleList(
-            [
-                seeded_module(
-                    lambda: nn.Conv2d(shapes.student_layers[self.layer][0], layers[self.layer][0], 1),  # noqa: B023
-                    derive_seed(seed, "regressor", index),
-                )
-                for index, layers in enumerate(shapes.teacher_layers)
-            ]
+        self.regressors = one_a_teacher(
+            lambda layers: nn.Conv2d(shapes.student_layers[self.layer][0], layers[self.layer][0], 1),
+            shapes.teacher_layers,
+            seed,
+            "regressor",
         )
 
     def forward(self, knowledge: Knowledge) -> Tensor:

@@ -13,13 +13,11 @@ from kdpipe.stages.base import Inputs, Outcome, StageContext
 from kdpipe.stages.data.batches import TensorBatches, shift
 from kdpipe.stages.data.stored_images import store_images
 from kdpipe.stages.mutual import MutualParams
-from kdpipe.stages.training.loop import train
-from kdpipe.stages.training.metrics import accuracy
+from kdpipe.stages.training.loop import fit
+from kdpipe.stages.training.metrics import MeanAgreement
 from kdpipe.stages.training.parallel import ALONE, Parallel
-from kdpipe.stages.training.parameters import make_optimizer
 from kdpipe.stages.training.precision import choose_precision
 from kdpipe.stages.training.resume import GeneratorState, Resume
-from kdpipe.stages.training.schedules import make_schedule
 from kdpipe.stages.training.seeding import derive_seed, seeded
 
 
@@ -58,7 +56,7 @@ def learn_mutually(params: MutualParams, inputs: Inputs, context: StageContext, 
     members = []
     for index, description in enumerate(descriptions):
         with seeded(derive_seed(context.seed, "member", index)):
-            members.append(build_network(description).to(device, memory_format=torch.channels_last).train())
+            members.append(build_network(description).to(device, memory_format=torch.channels_last))
     precision = choose_precision(params.precision, device, space.shape, members)
     order = torch.Generator().manual_seed(derive_seed(context.seed, "batches"))
     batches = TensorBatches(
@@ -69,13 +67,14 @@ def learn_mutually(params: MutualParams, inputs: Inputs, context: StageContext, 
         device=device,
         parallel=parallel,
     )
-    correct: list[list[float]] = []
+    correct = [MeanAgreement() for _ in members]
 
     def step(batch: tuple[Tensor, ...]) -> Mapping[str, Tensor]:
         pixels, truth = batch
         seen = images.seen(pixels)
         logits = torch.stack([precision.compute(member, seen) for member in members])
-        correct.append([accuracy(each, truth) for each in logits.detach()])
+        for of_member, each in zip(correct, logits, strict=True):
+            of_member.add(each, truth)
         hard = [F.cross_entropy(each, truth) for each in logits]
         soft = params.weight * mutual_losses(logits, params.temperature)
         return {f"ce_{index}": loss for index, loss in enumerate(hard)} | {
@@ -83,31 +82,24 @@ def learn_mutually(params: MutualParams, inputs: Inputs, context: StageContext, 
         }
 
     def evaluate() -> dict[str, float]:
-        means = {
-            f"accuracy_{index}": sum(column) / len(column) for index, column in enumerate(zip(*correct, strict=True))
-        }
-        correct.clear()
-        return means
+        return {f"accuracy_{index}": of_member.take() for index, of_member in enumerate(correct)}
 
     def report(done: int, row: Mapping[str, float]) -> None:
         context.progress(done, params.epochs, "epoch", loss=row["loss"], accuracy=row["accuracy_0"])
 
-    with seeded(derive_seed(context.seed, "training")), parallel.synchronized(members):
-        rows = train(
-            batches,
-            step,
-            make_optimizer(params, members),
-            make_schedule(params.schedule, params.warmup),
-            epochs=params.epochs,
-            evaluate=evaluate,
-            report=report,
-            resume=Resume(
-                context.scratch(),
-                "members",
-                {"members": nn.ModuleList(members), "batches": GeneratorState(order)},
-            ),
-            parallel=parallel,
-        )
+    rows = fit(
+        params,
+        members,
+        batches,
+        step,
+        seed=derive_seed(context.seed, "training"),
+        evaluate=evaluate,
+        report=report,
+        resume=Resume(
+            context.scratch(), "members", {"members": nn.ModuleList(members), "batches": GeneratorState(order)}
+        ),
+        parallel=parallel,
+    )
     finished = [member.cpu().eval() for member in members]
     save_network(context.output("network"), finished[0], descriptions[0])
     save_ensemble(context.output("ensemble"), list(zip(finished, descriptions, strict=True)))

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdpipe.stages.knowledge.base import Survey, seeded_module
+from kdpipe.stages.knowledge.base import Survey, one_a_teacher
 from kdpipe.stages.knowledge.factor_transfer import SLOPE, make_translator
 from kdpipe.stages.knowledge.loss_parameters import ParaphrasedParameters
 from kdpipe.stages.training.seeding import derive_seed
@@ -52,11 +52,8 @@ class Paraphrasers(nn.Module):
         self.settings = parameters
         self.factors = [max(1, round(parameters.paraphraser_channels * count)) for count in channels]
         self.seed = seed
-        self.networks = nn.ModuleList(
-            [
-                seeded_module(lambda: Paraphraser(count, factors), derive_seed(seed, "paraphraser", index))  # noqa: B023
-                for index, (count, factors) in enumerate(zip(channels, self.factors, strict=True))
-            ]
+        self.networks = one_a_teacher(
+            lambda sizes: Paraphraser(*sizes), zip(channels, self.factors, strict=True), seed, "paraphraser"
         )
         self.requires_grad_(False)
 

@@ -17,10 +17,9 @@ from kdpipe.stages.knowledge.teacher_outputs import teacher_outputs
 from kdpipe.stages.reconstruction import ReconstructionParams
 from kdpipe.stages.training.device import choose_device
 from kdpipe.stages.training.ensemble import TeacherEnsemble, load_teachers
-from kdpipe.stages.training.loop import Report, train
-from kdpipe.stages.training.parameters import make_optimizer
-from kdpipe.stages.training.schedules import make_schedule
-from kdpipe.stages.training.seeding import derive_seed, seeded
+from kdpipe.stages.training.loop import Report, fit
+from kdpipe.stages.training.resume import GeneratorState, Resume
+from kdpipe.stages.training.seeding import derive_seed
 from kdpipe.targets.errors import DataError
 
 BATCH = 256
@@ -78,8 +77,15 @@ def measure_reconstruction(params: ReconstructionParams, inputs: Inputs, context
             shown = {key: row[key] for key in ("loss", "held_out")}
             context.progress(before + done, len(teacher_maps) * params.epochs, "epoch", **shown)
 
-        history[f"teacher-{index}"] = _fit(
-            params, (student_maps, maps), order[held:], order[:held], derive_seed(context.seed, index), device, report
+        history[f"teacher-{index}"] = _fit_translator(
+            params,
+            (student_maps, maps),
+            order[held:],
+            order[:held],
+            derive_seed(context.seed, index),
+            device,
+            report,
+            Resume(context.scratch(), f"translator-{index}", {}),
         )
     figures = {f"reconstruction_{index}": rows[-1]["held_out"] for index, rows in enumerate(history.values())}
     return Outcome(
@@ -93,7 +99,7 @@ def measure_reconstruction(params: ReconstructionParams, inputs: Inputs, context
     )
 
 
-def _fit(
+def _fit_translator(
     params: ReconstructionParams,
     maps: tuple[Tensor, Tensor],
     fitted: Tensor,
@@ -101,16 +107,15 @@ def _fit(
     seed: int,
     device: torch.device,
     report: Report,
+    resume: Resume,
 ) -> Rows:
     """Fit one translator and return a row an epoch, with its figure on the images that were held out."""
     student, teacher = match_size(*maps)
     translator = seeded_translator(student.shape[1], teacher.shape[1], derive_seed(seed, "translator")).to(device)
-    batches = TensorBatches(
-        (student[fitted], teacher[fitted]),
-        params.batch_size,
-        torch.Generator().manual_seed(derive_seed(seed, "batches")),
-        device=device,
-    )
+    generator = torch.Generator().manual_seed(derive_seed(seed, "batches"))
+    batches = TensorBatches((student[fitted], teacher[fitted]), params.batch_size, generator, device=device)
+    resume.watch("translator", translator)
+    resume.watch("batches", GeneratorState(generator))
 
     def step(batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
         return {"l1": factor_loss(translator(batch[0]), batch[1])}
@@ -122,13 +127,13 @@ def _fit(
             total += float(factor_loss(translator(student[rows].to(device)), teacher[rows].to(device))) * len(rows)
         return {"held_out": total / len(held)}
 
-    with seeded(derive_seed(seed, "training")):
-        return train(
-            batches,
-            step,
-            make_optimizer(params, [translator]),
-            make_schedule(params.schedule, params.warmup),
-            epochs=params.epochs,
-            evaluate=evaluate,
-            report=report,
-        )
+    return fit(
+        params,
+        [translator],
+        batches,
+        step,
+        seed=derive_seed(seed, "training"),
+        evaluate=evaluate,
+        report=report,
+        resume=resume,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,7 +14,7 @@ from kdpipe.targets.registry import Registry
 if TYPE_CHECKING:
     from kdpipe.stages.knowledge.base import DistillationLoss, FeatureShapes
 
-__all__ = ["LOSSES", "Category", "LossEntry", "LossParameters", "Sight"]
+__all__ = ["LOSSES", "Category", "LossEntry", "LossParameters", "Sight", "check_shareable"]
 
 Category = Literal["response", "feature", "relation", "multi-teacher", "self", "adversarial", "lifelong"]
 Sight = Literal["feature", "layers", "embedding"]
@@ -61,6 +62,19 @@ class LossEntry:
 
 
 LOSSES: Registry[LossEntry] = Registry("loss")
+
+
+def check_shareable(losses: Iterable[str], processes: int) -> None:
+    """See that losses can be computed by processes of which each has a part of every batch.
+
+    Raises:
+        ValueError: there are several processes, and a loss sets images of a batch beside each other.
+    """
+    compared = [name for name in losses if name in LOSSES and LOSSES[name].compares_images]
+    if compared and processes > 1:
+        raise ValueError(
+            f"{compared[0]} compares images of a batch, of which each process sees a part; set `processes` to 1"
+        )
 
 
 def _add(

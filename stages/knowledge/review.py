@@ -14,12 +14,11 @@ from kdpipe.stages.knowledge.base import (
     Knowledge,
     MapShape,
     mean,
+    one_a_teacher,
     required_shapes,
-    seeded_module,
 )
 from kdpipe.stages.knowledge.factor_transfer import match_size
 from kdpipe.stages.knowledge.loss_parameters import ReviewParameters
-from kdpipe.stages.training.seeding import derive_seed
 
 LEVELS = (4, 2, 1)
 MOST_CHANNELS = 512
@@ -101,14 +100,8 @@ class KnowledgeReview(DistillationLoss):
         super().__init__()
         shapes = required_shapes(shapes, "review")
         channels = parameters.channels or min(shapes.student_layers[-1][0], MOST_CHANNELS)
-        self.reviews = nn.ModuleList(
-            [
-                seeded_module(
-                    lambda: _Review(shapes.student_layers, layers, channels),  # noqa: B023
-                    derive_seed(seed, "review", index),
-                )
-                for index, layers in enumerate(shapes.teacher_layers)
-            ]
+        self.reviews = one_a_teacher(
+            lambda layers: _Review(shapes.student_layers, layers, channels), shapes.teacher_layers, seed, "review"
         )
 
     def forward(self, knowledge: Knowledge) -> Tensor:

@@ -14,12 +14,11 @@ from kdpipe.stages.knowledge.base import (
     Knowledge,
     MapShape,
     mean,
+    one_a_teacher,
     required_shapes,
-    seeded_module,
 )
 from kdpipe.stages.knowledge.factor_transfer import match_size
 from kdpipe.stages.knowledge.loss_parameters import VidParameters
-from kdpipe.stages.training.seeding import derive_seed
 
 LEAST_VARIANCE = 1e-5
 
@@ -67,19 +66,16 @@ class VariationalInformation(DistillationLoss):
     def __init__(self, parameters: VidParameters, shapes: FeatureShapes | None, seed: int) -> None:
         super().__init__()
         shapes = required_shapes(shapes, "vid")
-        self.gaussians = nn.ModuleList(
-            [
-                nn.ModuleList(
-                    [
-                        seeded_module(
-                            lambda: _Gaussian(ours, theirs, parameters.initial_variance),  # noqa: B023
-                            derive_seed(seed, teacher, layer),
-                        )
-                        for layer, (ours, theirs) in enumerate(zip(shapes.student_layers, layers, strict=True))
-                    ]
-                )
-                for teacher, layers in enumerate(shapes.teacher_layers)
-            ]
+        self.gaussians = one_a_teacher(
+            lambda layers: nn.ModuleList(
+                [
+                    _Gaussian(ours, theirs, parameters.initial_variance)
+                    for ours, theirs in zip(shapes.student_layers, layers, strict=True)
+                ]
+            ),
+            shapes.teacher_layers,
+            seed,
+            "gaussians",
         )
 
     def forward(self, knowledge: Knowledge) -> Tensor:

@@ -27,13 +27,11 @@ from kdpipe.stages.quantization.sensitivities import load_sensitivity
 from kdpipe.stages.quantization.speq import StochasticTeacher, finer_bits
 from kdpipe.stages.quantization.statistics import estimate_statistics
 from kdpipe.stages.quantize import SPEQ, QuantizeParams, SpeqParameters
-from kdpipe.stages.training.device import choose_device
-from kdpipe.stages.training.loop import train
-from kdpipe.stages.training.metrics import predict
-from kdpipe.stages.training.parameters import make_optimizer
+from kdpipe.stages.training.loop import fit
+from kdpipe.stages.training.metrics import MeanAgreement, predict
+from kdpipe.stages.training.parallel import ALONE, Parallel
 from kdpipe.stages.training.resume import GeneratorState, Resume
-from kdpipe.stages.training.schedules import make_schedule
-from kdpipe.stages.training.seeding import derive_seed, seeded
+from kdpipe.stages.training.seeding import derive_seed
 from kdpipe.targets.errors import DataError, placed
 from kdpipe.targets.graph import IntegerGraph, Normalization
 from kdpipe.targets.graph_files import save_graph
@@ -76,7 +74,7 @@ def plan_phases(params: QuantizeParams) -> list[Phase]:
     return [*phases, Phase(FINAL, None, params.epochs, total - params.epochs, total)]
 
 
-def quantize(params: QuantizeParams, inputs: Inputs, context: StageContext) -> Outcome:
+def quantize(params: QuantizeParams, inputs: Inputs, context: StageContext, parallel: Parallel = ALONE) -> Outcome:
     """Do the work of the stage `quantize`.
 
     Raises:
@@ -86,7 +84,7 @@ def quantize(params: QuantizeParams, inputs: Inputs, context: StageContext) -> O
         GraphError: the trained network can't be lowered; names the layer.
         UsageError: a pattern of `bits` matches no layer, or the budget of automatic widths can't be met.
     """
-    device = choose_device(context.accelerator)
+    device = parallel.device(context.accelerator)
     network, description = load_float_network(inputs["network"])
     space = description.space
     assignment = _assign_widths(params, inputs, network, space)
@@ -106,7 +104,7 @@ def quantize(params: QuantizeParams, inputs: Inputs, context: StageContext) -> O
     for phase in plan_phases(params):
         with placed(phase.name if params.progressive else None), at_least(prepared, phase.bits):
             calibrate(prepared, observed)
-            history[phase.name] = train_quantized(prepared, data, params, context, device, phase)
+            history[phase.name] = train_quantized(prepared, data, params, context, device, phase, parallel)
     estimate_statistics(prepared, data.first(STATISTICS_IMAGES).images)
     prepared.cpu().eval()
 
@@ -162,6 +160,7 @@ def train_quantized(
     context: StageContext,
     device: torch.device,
     phase: Phase,
+    parallel: Parallel,
 ) -> Rows:
     """Train a calibrated network in place and return a row an epoch."""
     # a seed of its own for each phase
@@ -177,8 +176,10 @@ def train_quantized(
     order = torch.Generator().manual_seed(derive_seed(seed, "batches"))
     precisions = torch.Generator().manual_seed(derive_seed(seed, "precisions"))
     teacher = _stochastic_teacher(prepared, speq, max(params.activation_bits, phase.bits or 0), precisions)
-    batches = TensorBatches(data.tensors(), params.batch_size, order, augment=data.augment, device=device)
-    agreed: list[Tensor] = []
+    batches = TensorBatches(
+        data.tensors(), params.batch_size, order, augment=data.augment, device=device, parallel=parallel
+    )
+    agreed = MeanAgreement()
 
     def step(batch: tuple[Tensor, ...]) -> Mapping[str, Tensor]:
         pixels, labels, *known = batch
@@ -189,39 +190,37 @@ def train_quantized(
             terms[SPEQ] = weights.now[SPEQ] * loss
         else:
             student = prepared(images)
-        agreed.append((student.detach().argmax(dim=1) == labels).float().mean())
+        agreed.add(student, labels)
         knowledge = Knowledge(
             student, None, data.said(pixels, known).unsqueeze(0), (), labels, progress=weights.progress
         )
         return {name: weights.now[name] * loss(knowledge) for name, loss in losses.items()} | terms
 
     def evaluate() -> dict[str, float]:
-        agreement = float(torch.stack(agreed).mean())
-        agreed.clear()
-        return {"agreement": agreement}
+        return {"agreement": agreed.take()}
 
     def report(done: int, row: Mapping[str, float]) -> None:
         context.progress(phase.before + done, phase.total, "epoch", loss=row["loss"], agreement=row["agreement"])
 
     drawing = [order, precisions, *(generator for loss in losses.values() for generator in loss.generators())]
-    prepared.train()
-    with seeded(derive_seed(seed, "training")):
-        return train(
-            batches,
-            step,
-            make_optimizer(params, [prepared]),
-            make_schedule(params.schedule, params.warmup),
-            epochs=phase.epochs,
-            start_epoch=weights.start,
-            evaluate=evaluate,
-            report=report,
-            resume=Resume(
-                context.scratch(),
-                FINAL if phase.bits is None else f"{FINAL}-{phase.bits}",
-                {"network": prepared, "losses": nn.ModuleDict(losses)}
-                | {f"generator-{index}": GeneratorState(generator) for index, generator in enumerate(drawing)},
-            ),
-        )
+    return fit(
+        params,
+        [prepared],
+        batches,
+        step,
+        seed=derive_seed(seed, "training"),
+        epochs=phase.epochs,
+        start_epoch=weights.start,
+        evaluate=evaluate,
+        report=report,
+        resume=Resume(
+            context.scratch(),
+            FINAL if phase.bits is None else f"{FINAL}-{phase.bits}",
+            {"network": prepared, "losses": nn.ModuleDict(losses)}
+            | {f"generator-{index}": GeneratorState(generator) for index, generator in enumerate(drawing)},
+        ),
+        parallel=parallel,
+    )
 
 
 def _stochastic_teacher(

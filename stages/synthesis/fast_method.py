@@ -16,6 +16,7 @@ from kdpipe.stages.synthesis.discriminator import Discriminator
 from kdpipe.stages.synthesis.losses import disagreement_loss
 from kdpipe.stages.synthesis.registry import FastParameters
 from kdpipe.stages.training.ensemble import TeacherEnsemble
+from kdpipe.stages.training.precision import FLOAT32, Precision
 from kdpipe.stages.training.seeding import derive_seed, seeded
 
 BETAS = (0.5, 0.999)
@@ -30,8 +31,11 @@ class FastMethod(Synthesizer):
     equal starts would lead to equal batches. The student draws its batches from the whole bank.
     """
 
-    def __init__(self, params: FastParameters, teachers: TeacherEnsemble, seed: int) -> None:
+    def __init__(
+        self, params: FastParameters, teachers: TeacherEnsemble, seed: int, precision: Precision = FLOAT32
+    ) -> None:
         self._params = params
+        self._precision = precision
         self._teachers = teachers
         self._device = next(teachers.parameters()).device
         self._noise = torch.Generator().manual_seed(derive_seed(seed, "noise"))
@@ -70,13 +74,13 @@ class FastMethod(Synthesizer):
             betas=BETAS,
         )
         best: tuple[float, SynthesisStep] | None = None
-        with Discriminator.watching(self._teachers, params.weights()) as discriminator:
+        with Discriminator.watching(self._teachers, params.weights(), self._precision) as discriminator:
             for _ in range(params.inner_steps):
-                images = generator(latent)
+                images = self._precision.compute(generator, latent)
                 terms, logits = discriminator.judge(images)
                 if student is not None and params.adversarial:
                     with frozen(student):
-                        said = student(images)
+                        said = self._precision.compute(student, images)
                     terms["adversarial"] = params.adversarial * disagreement_loss(said, logits, only_agreed=True)
                 loss = checked_sum(terms, self._steps + 1)
                 if best is None or float(loss.detach()) < best[0]:

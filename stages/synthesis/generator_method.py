@@ -14,6 +14,7 @@ from kdpipe.stages.synthesis.discriminator import Discriminator
 from kdpipe.stages.synthesis.losses import disagreement_loss
 from kdpipe.stages.synthesis.registry import GeneratorParameters
 from kdpipe.stages.training.ensemble import TeacherEnsemble
+from kdpipe.stages.training.precision import FLOAT32, Precision
 from kdpipe.stages.training.seeding import derive_seed, seeded
 
 
@@ -24,8 +25,11 @@ class GeneratorMethod(Synthesizer):
     ones where it takes more steps than the generator.
     """
 
-    def __init__(self, params: GeneratorParameters, teachers: TeacherEnsemble, seed: int) -> None:
+    def __init__(
+        self, params: GeneratorParameters, teachers: TeacherEnsemble, seed: int, precision: Precision = FLOAT32
+    ) -> None:
         self._params = params
+        self._precision = precision
         self._teachers = teachers
         device = next(teachers.parameters()).device
         with seeded(derive_seed(seed, "generator")):
@@ -39,12 +43,13 @@ class GeneratorMethod(Synthesizer):
 
     def step(self, student: nn.Module | None) -> SynthesisStep:
         """Train the generator on one batch of noise."""
-        images = self.generator(self.generator.noise(self._params.batch_size, self._noise))
-        with Discriminator.watching(self._teachers, self._params.weights()) as discriminator:
+        images = self._made(self._params.batch_size)
+        with Discriminator.watching(self._teachers, self._params.weights(), self._precision) as discriminator:
             terms, logits = discriminator.judge(images)
         if student is not None and self._params.adversarial:
             with frozen(student):
-                terms["adversarial"] = self._params.adversarial * disagreement_loss(student(images), logits)
+                said = self._precision.compute(student, images)
+            terms["adversarial"] = self._params.adversarial * disagreement_loss(said, logits)
         loss = checked_sum(terms, self._steps + 1)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -59,12 +64,15 @@ class GeneratorMethod(Synthesizer):
         batch, self._unused = self._unused, None
         if batch is not None and len(batch) == count:
             return batch
-        return self.generator(self.generator.noise(count, self._noise))
+        return self._made(count)
 
     @torch.no_grad()
     def held_out(self) -> Tensor:
         """Return a batch from fresh noise."""
-        return self.generator(self.generator.noise(self._params.batch_size, self._noise))
+        return self._made(self._params.batch_size)
+
+    def _made(self, count: int) -> Tensor:
+        return self._precision.compute(self.generator, self.generator.noise(count, self._noise))
 
     def state_dict(self) -> dict[str, Any]:
         """Return weights, optimizer, noise and the batch that was not handed out yet."""

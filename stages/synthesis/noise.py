@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kdpipe.stages.synthesis.base import SynthesisStep, Synthesizer
 from kdpipe.stages.synthesis.registry import MethodParameters
 from kdpipe.stages.training.ensemble import TeacherEnsemble
+from kdpipe.stages.training.precision import FLOAT32, Precision
 from kdpipe.stages.training.seeding import derive_seed
 
 
@@ -20,8 +21,11 @@ class Noise(Synthesizer):
     There is nothing to train, so of the parameters only `batch_size`, `student_steps` and `warm_up` matter.
     """
 
-    def __init__(self, params: MethodParameters, teachers: TeacherEnsemble, seed: int) -> None:
+    def __init__(
+        self, params: MethodParameters, teachers: TeacherEnsemble, seed: int, precision: Precision = FLOAT32
+    ) -> None:
         self._params = params
+        self._precision = precision
         self._teachers = teachers
         self._noise = torch.Generator().manual_seed(derive_seed(seed, "noise"))
 
@@ -29,7 +33,7 @@ class Noise(Synthesizer):
     def step(self, student: nn.Module | None) -> SynthesisStep:
         """Return a fresh batch."""
         images = self.images(self._params.batch_size)
-        return SynthesisStep(images, self._teachers(images), {})
+        return SynthesisStep(images, self._precision.compute(self._teachers, images), {})
 
     def images(self, count: int) -> Tensor:
         """Return fresh noise."""

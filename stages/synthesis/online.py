@@ -22,11 +22,10 @@ from kdpipe.stages.training.averaging import WeightAverage
 from kdpipe.stages.training.candidates import Candidates, agreement
 from kdpipe.stages.training.device import choose_device
 from kdpipe.stages.training.ensemble import TeacherEnsemble
-from kdpipe.stages.training.loop import train
-from kdpipe.stages.training.metrics import predict
-from kdpipe.stages.training.parameters import make_optimizer
+from kdpipe.stages.training.loop import fit
+from kdpipe.stages.training.metrics import MeanAgreement, predict
+from kdpipe.stages.training.precision import choose_precision
 from kdpipe.stages.training.resume import GeneratorState, Resume
-from kdpipe.stages.training.schedules import make_schedule
 from kdpipe.stages.training.seeding import derive_seed, seeded
 
 HELD_OUT = 4096
@@ -104,7 +103,9 @@ def distill_online(params: DataFreeDistillParams, inputs: Inputs, context: Stage
     description = NetworkDescription(params.model.model, params.model.arguments, teachers.space)
     with seeded(derive_seed(context.seed, "student")):
         student = build_network(description).to(device, memory_format=torch.channels_last)
-    method = params.synthesis.entry.build(params.synthesis.parameters, teachers, context.seed)
+    # the generator's gradient goes through the teachers, so that they count as the student does
+    precision = choose_precision(params.precision, device, teachers.space.shape, [student, teachers])
+    method = params.synthesis.entry.build(params.synthesis.parameters, teachers, context.seed, precision)
     batches = SynthesizedBatches(method, student, params)
     moves = torch.Generator().manual_seed(derive_seed(context.seed, "augmentation"))
     black = [-mean / std for mean, std in zip(teachers.space.mean, teachers.space.std, strict=True)]
@@ -112,22 +113,21 @@ def distill_online(params: DataFreeDistillParams, inputs: Inputs, context: Stage
     average = WeightAverage(student, params.ema_decay) if params.checkpoint == "ema" else None
     candidates = Candidates(student, params.candidates) if params.checkpoint == "agreement" else None
     held_out = ImageBank(HELD_OUT, teachers.space.shape)
-    agreed: list[Tensor] = []
+    agreed = MeanAgreement()
 
     def step(batch: tuple[Tensor, Tensor | None]) -> Mapping[str, Tensor]:
         images, said = batch
         images = augment(images, moves) if augment is not None else images
         if said is None or augment is not None:
             with torch.no_grad():
-                said = teachers(images)
-        logits = student(images)
-        agreed.append((logits.detach().argmax(dim=1) == said.argmax(dim=1)).float().mean())
+                said = precision.compute(teachers, images)
+        logits = precision.compute(student, images)
+        agreed.add(logits, said.argmax(dim=1))
         target = (said / params.temperature).softmax(dim=1)
         return {"kd": distillation_loss(logits, target, params.temperature)}
 
     def evaluate() -> dict[str, float]:
-        row = {"agreement": float(torch.stack(agreed).mean()), **batches.summary()}
-        agreed.clear()
+        row = {"agreement": agreed.take(), **batches.summary()}
         if row["class_entropy"] < params.collapse_below:
             raise collapsed(row["class_entropy"], params.collapse_below, "synthesis")
         if candidates is not None:
@@ -144,19 +144,17 @@ def distill_online(params: DataFreeDistillParams, inputs: Inputs, context: Stage
         parts["average"] = average
     if candidates is not None:
         parts |= {"candidates": candidates, "held-out": held_out}
-    student.train()
-    with seeded(derive_seed(context.seed, "training")):
-        history = train(
-            batches,
-            step,
-            make_optimizer(params, [student]),
-            make_schedule(params.schedule, params.warmup),
-            epochs=params.epochs,
-            evaluate=evaluate,
-            report=report,
-            after_step=average.update if average is not None else None,
-            resume=Resume(context.scratch(), "student", parts),
-        )
+    history = fit(
+        params,
+        [student],
+        batches,
+        step,
+        seed=derive_seed(context.seed, "training"),
+        evaluate=evaluate,
+        report=report,
+        after_step=average.update if average is not None else None,
+        resume=Resume(context.scratch(), "student", parts),
+    )
     if average is not None:
         student.load_state_dict(average.average())
     chosen: dict[str, float] = {}
@@ -172,6 +170,7 @@ def distill_online(params: DataFreeDistillParams, inputs: Inputs, context: Stage
     return Outcome(
         metrics={
             "parameters": sum(p.numel() for p in student.parameters()),
+            "precision": precision.name,
             "loss": history[-1]["loss"],
             "agreement": agreement(student, samples.images, samples.logits),
             "class_entropy": history[-1]["class_entropy"],

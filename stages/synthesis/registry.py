@@ -16,6 +16,7 @@ from kdpipe.targets.registry import Registry
 if TYPE_CHECKING:
     from kdpipe.stages.synthesis.base import Synthesizer
     from kdpipe.stages.training.ensemble import TeacherEnsemble
+    from kdpipe.stages.training.precision import Precision
 
 
 class SynthesisWeights(BaseModel):
@@ -26,7 +27,12 @@ class SynthesisWeights(BaseModel):
     one_hot: float = Field(default=1.0, ge=0, description="teachers should be sure of each image")
     entropy: float = Field(default=5.0, ge=0, description="classes should be balanced; without it, images collapse")
     activation: float = Field(default=0.1, ge=0, description="teachers' features should be excited")
-    batch_norm: float = Field(default=1.0, ge=0, description="teachers' batch norms should see familiar statistics")
+    batch_norm: float = Field(
+        default=1.0,
+        ge=0,
+        description="teachers' batch norms should see familiar statistics; the mean over a teacher's layers, where "
+        "papers have the sum",
+    )
 
 
 class MethodParameters(BaseModel):
@@ -57,7 +63,10 @@ class GeneratorParameters(MethodParameters, SynthesisWeights):
 
 
 class DaflParameters(GeneratorParameters):
-    """Parameters of `dafl`, with the weights that were published for MNIST."""
+    """Parameters of `dafl`, with the weights that were published for MNIST.
+
+    The entropy is in nats, as in the paper; the authors' code takes log10, with which their 5 is 2.17 here.
+    """
 
     batch_norm: float = Field(default=0.0, ge=0, description="not among the published terms")
 
@@ -108,16 +117,19 @@ class MethodEntry:
     parameters: type[MethodParameters]
     constructor: str
 
-    def build(self, parameters: MethodParameters, teachers: TeacherEnsemble, seed: int) -> Synthesizer:
+    def build(
+        self, parameters: MethodParameters, teachers: TeacherEnsemble, seed: int, precision: Precision
+    ) -> Synthesizer:
         """Build the method.
 
         Args:
             parameters: an instance of `self.parameters`.
             teachers: the fixed discriminator; images are made on its device.
             seed: of the generator's weights and of all its noise.
+            precision: what generator, teachers and student compute in.
         """
         module, _, name = self.constructor.partition(":")
-        synthesizer: Synthesizer = getattr(import_module(module), name)(parameters, teachers, seed)
+        synthesizer: Synthesizer = getattr(import_module(module), name)(parameters, teachers, seed, precision)
         return synthesizer
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from kdpipe.stages.base import Rows
 from kdpipe.stages.training.parallel import ALONE, Parallel
+from kdpipe.stages.training.parameters import OptimizationParams, make_optimizer
 from kdpipe.stages.training.resume import Resume
-from kdpipe.stages.training.schedules import Schedule
+from kdpipe.stages.training.schedules import Schedule, make_schedule
+from kdpipe.stages.training.seeding import seeded
 from kdpipe.targets.errors import TrainingError
 
 B_co = TypeVar("B_co", covariant=True)
@@ -31,6 +33,61 @@ class Batches(Protocol[B_co]):
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[B_co]: ...
+
+
+def fit(
+    params: OptimizationParams,
+    modules: Sequence[nn.Module],
+    batches: Batches[B],
+    step: Callable[[B], Mapping[str, Tensor]],
+    *,
+    seed: int,
+    epochs: int | None = None,
+    start_epoch: Callable[[int], None] | None = None,
+    evaluate: Callable[[], Mapping[str, float]] | None = None,
+    report: Report | None = None,
+    after_step: Callable[[], None] | None = None,
+    resume: Resume | None = None,
+    parallel: Parallel = ALONE,
+) -> Rows:
+    """Train modules in place as a stage's parameters say: `train` as every stage calls it.
+
+    Args:
+        params: epochs, optimizer and schedule.
+        modules: what is trained, in training mode from here on; of their parameters those that require a gradient.
+        batches: as in `train`, and so is the rest that is not named here.
+        step: likewise.
+        seed: of torch's global generators meanwhile, from which dropout draws.
+        epochs: instead of the parameters'.
+        start_epoch: as in `train`.
+        evaluate: likewise.
+        report: likewise.
+        after_step: likewise.
+        resume: likewise.
+        parallel: the process; batch norms in the modules use the statistics of whole batches.
+
+    Returns:
+        A row an epoch.
+
+    Raises:
+        TrainingError: as `train` raises it.
+    """
+    for module in modules:
+        module.train()
+    with seeded(seed), parallel.synchronized(modules):
+        return train(
+            batches,
+            step,
+            make_optimizer(params, modules),
+            make_schedule(params.schedule, params.warmup),
+            epochs=params.epochs if epochs is None else epochs,
+            start_epoch=start_epoch,
+            evaluate=evaluate,
+            report=report,
+            after_step=after_step,
+            resume=resume,
+            parallel=parallel,
+        )
 
 
 def train(

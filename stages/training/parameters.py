@@ -26,20 +26,14 @@ class OptimizationParams(StageParams):
     warmup: float = Field(default=0.0, ge=0, lt=1, description="share of training over which the rate rises from 0")
 
 
-class TrainingParams(OptimizationParams):
-    """Base of the parameters of stages that several processes can share, and that can compute in bfloat16."""
+class SharedParams(OptimizationParams):
+    """Base of the parameters of stages whose training several processes can share."""
 
     processes: int = Field(
         default=1,
         ge=1,
         le=256,
         description="on this machine, each computing a part of every batch; several need kdpipe[distributed]",
-    )
-
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto",
-        description="of convolutions and products; auto: bfloat16 on CPUs with AMX, for images of at least 256 pixels "
-        "and networks without grouped convolutions",
     )
 
     @model_validator(mode="after")
@@ -51,6 +45,20 @@ class TrainingParams(OptimizationParams):
     def further_libraries(self) -> tuple[str, ...]:
         """Return what several processes talk through."""
         return (*super().further_libraries(), *(["lightning-fabric"] if self.processes > 1 else []))
+
+
+class PreciseParams(OptimizationParams):
+    """Base of the parameters of stages that can train in bfloat16."""
+
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="of convolutions and products; auto: bfloat16 on CPUs with AMX, for images of at least 256 pixels "
+        "and networks without grouped convolutions",
+    )
+
+
+class TrainingParams(SharedParams, PreciseParams):
+    """Base of the parameters of stages that can do both."""
 
 
 def make_optimizer(params: OptimizationParams, modules: Iterable[nn.Module]) -> Optimizer:

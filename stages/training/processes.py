@@ -21,7 +21,7 @@ from typing import Any
 from kdpipe.stages.base import Inputs, Outcome, StageContext
 from kdpipe.stages.training.device import choose_device, limited_threads
 from kdpipe.stages.training.parallel import ALONE, Parallel
-from kdpipe.stages.training.parameters import TrainingParams
+from kdpipe.stages.training.parameters import SharedParams
 from kdpipe.stages.training.worker import Failure, Place, run
 from kdpipe.targets.errors import DeviceError, MissingDependencyError, TrainingError
 
@@ -36,7 +36,7 @@ GRACE_SECONDS = 3.0
 
 def train_in_processes(
     work: Work,
-    params: TrainingParams,
+    params: SharedParams,
     inputs: Inputs,
     context: StageContext,
     *,

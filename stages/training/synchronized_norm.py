@@ -99,7 +99,8 @@ def synchronized_norms(modules: Iterable[nn.Module], gather: Gather, total: Sum)
 @torch.no_grad()
 def _remember(norm: _BatchNorm, mean: Tensor, variance: Tensor, count: Tensor) -> None:
     """Take a batch into the running statistics, as nn.BatchNorm2d does."""
-    if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
+    is_tracked = norm.track_running_stats
+    if not is_tracked or norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
         return
     norm.num_batches_tracked.add_(1)
     momentum = norm.momentum if norm.momentum is not None else 1.0 / float(norm.num_batches_tracked)

@@ -24,13 +24,12 @@ from kdpipe.stages.data.stored_images import StoredImages
 from kdpipe.stages.teachers import Member, TeachersParams
 from kdpipe.stages.training.checkpoints import load_state, read_checkpoint, rename_modules
 from kdpipe.stages.training.ensemble import TeacherEnsemble
-from kdpipe.stages.training.loop import Report, train
-from kdpipe.stages.training.metrics import accuracy, predict
+from kdpipe.stages.training.loop import Report, fit
+from kdpipe.stages.training.metrics import MeanAgreement, accuracy, predict
 from kdpipe.stages.training.parallel import ALONE, Parallel
-from kdpipe.stages.training.parameters import OptimizationParams, make_optimizer
+from kdpipe.stages.training.parameters import OptimizationParams
 from kdpipe.stages.training.precision import FLOAT32, Precision, choose_precision
 from kdpipe.stages.training.resume import GeneratorState, Resume
-from kdpipe.stages.training.schedules import make_schedule
 from kdpipe.stages.training.seeding import derive_seed, seeded
 from kdpipe.targets.errors import DataError, placed
 
@@ -122,7 +121,7 @@ def train_classifier(
         network: its outputs are logits [B, K].
         split: images and labels, normalized as the network is to see them.
         params: epochs, batch size, optimizer and schedule.
-        seed: of the batches' order and the augmentation.
+        seed: of the batches' order, the augmentation and dropout.
         pixels: random moves of up to so many pixels.
         mirror: random flips.
         device: where the network is trained, and left.
@@ -141,35 +140,32 @@ def train_classifier(
         device=device,
         parallel=parallel,
     )
-    correct: list[float] = []
+    correct = MeanAgreement()
 
     def step(batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
         images, labels = batch
         logits = precision.compute(network, seen(images))
-        correct.append(accuracy(logits, labels))
+        correct.add(logits, labels)
         return {"cross_entropy": F.cross_entropy(logits, labels)}
 
     def evaluate() -> dict[str, float]:
-        mean = sum(correct) / len(correct)
-        correct.clear()
-        return {"accuracy": mean}
+        return {"accuracy": correct.take()}
 
-    network.to(device, memory_format=torch.channels_last).train()
+    network.to(device, memory_format=torch.channels_last)
     if resume is not None:
         resume.watch("network", network)
         resume.watch("batches", GeneratorState(generator))
-    with parallel.synchronized([network]):
-        return train(
-            batches,
-            step,
-            make_optimizer(params, [network]),
-            make_schedule(params.schedule, params.warmup),
-            epochs=params.epochs,
-            evaluate=evaluate,
-            report=report,
-            resume=resume,
-            parallel=parallel,
-        )
+    return fit(
+        params,
+        [network],
+        batches,
+        step,
+        seed=derive_seed(seed, "training"),
+        evaluate=evaluate,
+        report=report,
+        resume=resume,
+        parallel=parallel,
+    )
 
 
 def _space(member: Member, params: TeachersParams, split: Split | None) -> ImageSpace:

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import MutableSequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -105,6 +106,8 @@ def run(
     """
     # a loss may leave parameters out, so that DistributedDataParallel looks for them, and warns where there are none
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # it wants a 1x1 kernel's gradient in the one of two equal orders that the kernel is in
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupted parent ends its processes itself
     threading.Thread(target=_end_with_parent, daemon=True).start()
     from kdpipe.stages.training.device import limited_threads

@@ -70,6 +70,26 @@ def test_the_same_seed_gives_the_same_figures(inputs, context):
     assert figures[0] == figures[1] != figures[2]
 
 
+def test_an_interrupted_stage_goes_on_to_the_same_figures(inputs, context):
+    """Interrupted in the second translator: the first is not fitted again, the second from its last epoch."""
+    expected = run(inputs, context("whole"), epochs=3)
+    folder = context("broken")
+    say = folder.progress
+
+    def stop(done, *others, **metrics):
+        say(done, *others, **metrics)
+        if done == 4:
+            raise KeyboardInterrupt
+
+    folder.progress = stop
+    with pytest.raises(KeyboardInterrupt):
+        run(inputs, folder, epochs=3)
+    folder.progress = say
+    folder.reports.clear()
+    assert run(inputs, folder, epochs=3) == expected
+    assert [done for done, _, _, _ in folder.reports] == [3, 4, 5, 6]
+
+
 def test_one_network_may_be_looked_for(inputs, context):
     outcome = run({**inputs, "teachers": inputs["network"]}, context(), epochs=1, teacher_taps=["features.0"])
     assert set(outcome.metrics) >= {"reconstruction_0"}

@@ -14,6 +14,7 @@ from kdpipe.stages.synthesis.losses import disagreement_loss
 from kdpipe.stages.synthesis.online import SynthesizedBatches
 from kdpipe.stages.synthesis.registry import METHODS, MethodChoice
 from kdpipe.stages.training.ensemble import TeacherEnsemble
+from kdpipe.stages.training.precision import FLOAT32
 from kdpipe.targets.errors import TrainingError
 
 SMALL = {"batch_size": 16, "latent": 6, "channels": 8}
@@ -23,7 +24,7 @@ GENERATORS = [name for name in METHODS if name != "noise"]
 def build(name, teachers, seed=0, **change):
     settings = {**(SMALL if name in GENERATORS else {"batch_size": 16}), **change}
     return MethodChoice(method=name, **settings), METHODS[name].build(
-        METHODS[name].parameters(**settings), teachers, seed
+        METHODS[name].parameters(**settings), teachers, seed, FLOAT32
     )
 
 

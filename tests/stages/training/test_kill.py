@@ -63,6 +63,13 @@ STAGES = {
         "epochs": 8,
         "processes": 2,
     },
+    "reconstruction": {
+        "uses": "reconstruction",
+        "network": "${student.network}",
+        "teachers": "${teachers.ensemble}",
+        "samples": "${data.digits.train}",
+        "epochs": 3,
+    },
     "quantize": {
         "uses": "quantize",
         "network": "${student.network}",
@@ -85,6 +92,7 @@ LOOPS = [  # what is killed, and the loop in it
     ("distill", "student-1"),
     ("mutual", "members"),
     ("shared", "members"),
+    ("reconstruction", "translator-1"),
     ("quantize", "quantized-8"),
     ("quantize", "quantized-4"),
     ("quantize", "quantized-3"),
@@ -98,7 +106,11 @@ def stages(killed):
     if killed in ("mutual", "shared"):
         return {"killed": STAGES[killed]}
     quick = {"teachers": {**TEACHERS, "epochs": 1}}
-    return {**quick, **({"student": STUDENT} if killed == "quantize" else {}), "killed": STAGES[killed]}
+    return {
+        **quick,
+        **({"student": STUDENT} if killed in ("quantize", "reconstruction") else {}),
+        "killed": STAGES[killed],
+    }
 
 
 KILLER = """

@@ -7,6 +7,8 @@ from torch import nn
 from kdpipe.models.registry import MODELS
 from kdpipe.stages.artifacts import load_network, save_split
 from kdpipe.stages.base import Artifact
+from kdpipe.stages.data_free_distill import STAGE as DATA_FREE
+from kdpipe.stages.data_free_distill import DataFreeDistillParams
 from kdpipe.stages.distill import STAGE, DistillParams
 from kdpipe.stages.training import precision
 from kdpipe.stages.training.precision import FLOAT32, Precision, choose_precision
@@ -75,3 +77,31 @@ def test_a_student_learns_in_bfloat16(tmp_path, teachers, context, make_bars, lo
     assert rows[-1]["loss"] < rows[0]["loss"]
     state = load_network(folder.root / "network")[0].state_dict()
     assert all(value.dtype == torch.float32 for value in state.values() if value.is_floating_point())
+
+
+@pytest.mark.parametrize("method", ["dafl-batch-norm", "dfq", "fast"])
+def test_data_free_distillation_in_bfloat16_has_the_curves_of_float32(teachers, context, method):
+    """The generator's steps, which go through the teachers, and the student's alike; losses see float32."""
+    outcomes = []
+    for wanted in ("float32", "bfloat16"):
+        params = DataFreeDistillParams(
+            teachers="t",
+            model={"model": "cnn", "channels": [4, 6]},
+            synthesis={"method": method, "batch_size": 32, "latent": 8, "channels": 8, "warm_up": 1},
+            epochs=2,
+            iterations=3,
+            batch_size=32,
+            count=30,
+            lr=0.02,
+            collapse_below=0,
+            precision=wanted,
+        )
+        outcomes.append(DATA_FREE.run(params, {"teachers": teachers}, context(wanted)))
+    assert [outcome.metrics["precision"] for outcome in outcomes] == ["float32", "bfloat16"]
+    exact, rounded = (outcome.history["student"] for outcome in outcomes)
+    assert exact != rounded
+    for one, other in zip(exact, rounded, strict=True):
+        generator = [name for name in one if name.startswith("generator_")]
+        assert len(generator) >= 3
+        for name in ("loss", "class_entropy", *generator):
+            assert other[name] == pytest.approx(one[name], rel=0.1, abs=0.02), name

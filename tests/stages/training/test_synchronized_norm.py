@@ -49,6 +49,16 @@ def on_a_thread(meeting, rank, norm, x, weights):
         return y, norm(x) if norm.track_running_stats else None
 
 
+def test_statistics_that_are_not_to_be_tracked_stay_as_they_are():
+    """As while a network looks at images as its own teacher."""
+    norm = nn.BatchNorm2d(3)
+    before = copy.deepcopy(norm.state_dict())
+    with synchronized_norms([norm], lambda tensor: tensor[None], lambda tensor: tensor):
+        norm.track_running_stats = False
+        norm(torch.randn(4, 3, 2, 2))
+    assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("make", "shape"),
     [
