@@ -72,9 +72,11 @@ void KDP_CONV_DOT(const kdp_dot *layer, const kdp_rows *rows, const int8_t *inpu
         block.count = left < KDP_POSITIONS ? left : KDP_POSITIONS;
         for (int32_t p = 0; p < block.count; p++) {
             const uint32_t sum = kdp_gather(layer, rows, input, y, x, patch + p);
-            if (KDP_WEIGHT_OFFSET) {
-                block.offsets[p] = sum * KDP_WEIGHT_OFFSET;
-            }
+#if KDP_WEIGHT_OFFSET
+            block.offsets[p] = sum * KDP_WEIGHT_OFFSET;
+#else
+            (void)sum;
+#endif
             if (++x == layer->out_width) {
                 x = 0;
                 y++;

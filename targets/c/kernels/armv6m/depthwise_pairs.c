@@ -18,13 +18,15 @@ static int32_t unpack_taps(const kdp_depthwise_pairs *layer, int32_t c, int32_t 
     return negative;
 }
 
-/* Values of row y of the input, or nothing where there is none. */
+static int has_row(const kdp_depthwise_pairs *layer, int32_t y)
+{
+    return y >= 0 && y < layer->in_height;
+}
+
+/* Values of row y of the input; where there is none, what is not read. */
 static const int8_t *row_of(const kdp_depthwise_pairs *layer, const kdp_rows *rows, const int8_t *input, int32_t y)
 {
-    if (y < 0 || y >= layer->in_height) {
-        return NULL;
-    }
-    return input + kdp_place(rows, y) * layer->in_width * layer->channels;
+    return has_row(layer, y) ? input + kdp_place(rows, y) * layer->in_width * layer->channels : input;
 }
 
 /* One channel of the input rows from `top` on, the lower half `below` rows further. */
@@ -37,14 +39,16 @@ static void put_plane(const kdp_depthwise_pairs *layer, const kdp_rows *rows, co
     to += layer->pad_left;
     for (int32_t i = 0; i < count; i++, top++, to += layer->columns) {
         const int8_t *const pair[2] = {row_of(layer, rows, input, top), row_of(layer, rows, input, top + below)};
-        if (pair[0] != NULL && pair[1] != NULL) {
+        const int has_first = has_row(layer, top);
+        const int has_second = has_row(layer, top + below);
+        if (has_first && has_second) {
             KDP(pair_values)(pair, to, width, layer->channels);
             continue;
         }
         for (int32_t x = 0; x < width; x++) {
             const int32_t place = x * layer->channels;
-            const uint32_t first = pair[0] == NULL ? padding : (uint32_t)(pair[0][place] + OFFSET);
-            const uint32_t second = pair[1] == NULL ? padding : (uint32_t)(pair[1][place] + OFFSET);
+            const uint32_t first = has_first ? (uint32_t)(pair[0][place] + OFFSET) : padding;
+            const uint32_t second = has_second ? (uint32_t)(pair[1][place] + OFFSET) : padding;
             to[x] = first | second << 16;
         }
     }
