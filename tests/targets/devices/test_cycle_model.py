@@ -23,6 +23,11 @@ LDM = "0ec9"  # ldm r1!, {r1, r2, r3} without r1: {r1, r2, r3}
 ITT = "04bf"  # itt eq
 TBB = "d0e801f0"  # tbb [r0, r1]
 BX_LR = "7047"  # bx lr
+VMOV_R1_S8 = "14ee101a"  # vmov r1, s8
+VMOV_S8_R1 = "04ee101a"  # vmov s8, r1
+VMOV_F32 = "b0ee604a"  # vmov.f32 s8, s1
+VMOV_TWO = "5cec141a"  # vmov r1, r12, s8, s9
+VMOV_DOUBLE = "4cec141b"  # vmov d4, r1, r12
 
 
 def _cost(core: str, *words: str) -> tuple[int, int | None]:
@@ -49,6 +54,8 @@ def _cost(core: str, *words: str) -> tuple[int, int | None]:
         ((ITT, ADD, ADD), 3, 3),
         ((TBB,), 1, 2),
         ((BX_LR,), 1, 1),
+        ((VMOV_R1_S8, VMOV_S8_R1, VMOV_F32), 3, 3),
+        ((VMOV_TWO, VMOV_DOUBLE), 2, 4),
     ],
 )
 def test_cortex_m4(words: tuple[str, ...], instructions: int, cycles: int) -> None:
