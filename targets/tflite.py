@@ -47,7 +47,7 @@ from kdpipe.targets.graph import (
 from kdpipe.targets.lookup import lookup_table
 from kdpipe.targets.operator_support import refuse_unsupported
 from kdpipe.targets.tflite_padding import tflite_padding
-from kdpipe.targets.tflite_writer import GraphWriter, channels_last
+from kdpipe.targets.tflite_writer import REORDERED_SUFFIX, GraphWriter, channels_last
 
 FILE = "model.tflite"
 LARGEST_SOFTMAX = 511
@@ -289,7 +289,7 @@ def _flatten(writer: GraphWriter, node: Node, op: Flatten) -> None:
         source = writer.builder.operator("TRANSPOSE", [source, order], transposed, "TransposeOptions")
     features = node.output.shape[0]
     if writer.is_reordered(node.name):
-        output = writer.activation(f"{node.name}/channels_last", node.output)
+        output = writer.activation(f"{node.name}{REORDERED_SUFFIX}", node.output)
         writer.indices[node.name] = output
     else:
         output = writer.output(node)

@@ -15,6 +15,8 @@ from kdpipe.targets.tflite_model import ModelBuilder, unpack_model
 METADATA = "kdpipe"
 """The name of the metadata entry: JSON, of which `output` is the integer graph's name of the output."""
 STORED_SUFFIX = "/stored"
+REORDERED_SUFFIX = "/channels_last"
+"""Of a flat tensor whose elements are in the order of [H, W, C]."""
 
 
 def stored_name(tensor: str) -> str:

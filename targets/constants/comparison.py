@@ -14,24 +14,29 @@ from numpy.typing import NDArray
 
 from kdpipe.targets.fixed_point import quantize_multipliers
 from kdpipe.targets.graph import Conv2d, IntegerGraph, Linear, Node, Quantization
+from kdpipe.targets.openvino_numbers import layer_constants, tensor_constants
 
 LayerConstants = Mapping[str, NDArray[Any]]
 """By what they are: `scale` and `zero_point` of the output, and `input_scales`; of convolutions and linear layers also
-`weight_scales` and `bias`, or as C has them `multipliers`, `shifts` and `start`, the bias with the zero point in it."""
+`weights`, flat and output channels first, `weight_scales` and `bias`, or as C has them `multipliers`, `shifts` and
+`start`, the bias with the zero point in it. OpenVINO's further ones are in `openvino_numbers`."""
 Constants = Mapping[str, LayerConstants]
 """By layer; what a form of the network does not have, or can't tell, is absent."""
 
 
 def graph_constants(graph: IntegerGraph) -> Constants:
     """Return the constants that an integer graph asks for."""
-    found = {graph.input_name: _of_tensor(graph.input.quantization)}
-    for node in graph.nodes:
-        scales = np.array([graph.tensor(name).quantization.scale for name in node.inputs], np.float32)
-        found[node.name] = {
-            **_of_tensor(node.output.quantization),
-            "input_scales": scales,
-            **_of_weights(graph, node),
-        }
+    source = graph.input.quantization
+    with np.errstate(over="ignore"):  # what a target refuses may leave float32
+        found = {graph.input_name: _of_tensor(source) | tensor_constants(source)}
+        for node in graph.nodes:
+            scales = np.array([graph.tensor(name).quantization.scale for name in node.inputs], np.float32)
+            found[node.name] = {
+                **_of_tensor(node.output.quantization),
+                "input_scales": scales,
+                **_of_weights(graph, node),
+                **layer_constants(graph, node),
+            }
     return found
 
 
@@ -69,6 +74,7 @@ def _of_weights(graph: IntegerGraph, node: Node) -> dict[str, NDArray[Any]]:
     )
     sums = op.weight.values.astype(np.int64).reshape(len(scales), -1).sum(axis=1)
     return {
+        "weights": op.weight.values.reshape(-1),
         "weight_scales": scales,
         "bias": op.bias,
         "multipliers": multipliers,

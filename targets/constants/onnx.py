@@ -14,8 +14,8 @@ from kdpipe.targets.onnx import FILE, OFFSET, STORED_SUFFIX
 
 
 def read(artifact: Path) -> dict[str, dict[str, NDArray[Any]]]:
-    """Return, by layer that rounds, the steps of its output and inputs and, where it has weights, their
-    scales and the bias.
+    """Return, by layer that rounds, the steps of its output and inputs and, where it has weights, these, their scales
+    and the bias.
     """
     onnx, protobuf = require("onnx", "onnx"), require("google.protobuf.message", "onnx")
     try:
@@ -47,5 +47,7 @@ def read(artifact: Path) -> dict[str, dict[str, NDArray[Any]]]:
             layer["input_scales"] = np.array(scales)
         if computed.op_type in ("Conv", "Gemm"):
             weight, bias = (producers[name] for name in computed.input[1:])
-            layer |= {"weight_scales": constant(weight, 1), "bias": constant(bias, 0)}
+            # Of fewer than 8 bits there is a Cast between.
+            integers = constant(producers.get(weight.input[0], weight), 0).astype(np.int8)
+            layer |= {"weights": integers.reshape(-1), "weight_scales": constant(weight, 1), "bias": constant(bias, 0)}
     return found

@@ -19,6 +19,7 @@ from kdpipe.targets.devices.tracing import Tensors, shown_layers
 from kdpipe.targets.errors import DeviceError
 from kdpipe.targets.graph import Quantization
 from kdpipe.targets.openvino import STRUCTURE_FILE
+from kdpipe.targets.openvino_writer import tensor_name
 
 
 def create() -> HostOpenvino:
@@ -57,11 +58,12 @@ class HostOpenvino:
         def run(shown: Sequence[str]) -> tuple[NDArray[Any], Tensors]:
             core, showing = _read(artifact)
             try:
-                showing.add_outputs([name for name in shown if name not in showing.output(OUTPUT_NAME).get_names()])
+                names = [tensor_name(layer) for layer in shown]
+                showing.add_outputs([name for name in names if name not in showing.output(OUTPUT_NAME).get_names()])
             except (RuntimeError, TypeError) as error:
                 raise _trace_error(error, artifact) from None
             results = _compile(core, showing, artifact)({INPUT_NAME: real})
-            return results[OUTPUT_NAME], {name: results[name] for name in shown}
+            return results[OUTPUT_NAME], {layer: results[tensor_name(layer)] for layer in shown}
 
         tensors = shown_layers(run, list(quantizations), fused=fused, suspects=_added(model))
         return {name: quantizations[name].quantize(tensor) for name, tensor in tensors.items()}

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from kdpipe.targets import openvino as exporter
+from kdpipe.targets import openvino_numbers as numbers
 from kdpipe.targets.devices.host_openvino import HostOpenvino
 from kdpipe.targets.errors import UnsupportedError
 from kdpipe.targets.graph import (
@@ -57,7 +58,7 @@ def test_steps_that_openvino_gets_wrong_are_refused_by_layer_and_the_others_are_
     with pytest.raises(UnsupportedError, match=r"layer x: .*wrong values.*1e-08"):
         exporter.export(scaled(1e-8), tmp_path)
     assert not list(tmp_path.iterdir())
-    graph = scaled(exporter.SMALLEST_SCALE * 1.01)
+    graph = scaled(numbers.SMALLEST_SCALE * 1.01)
     inputs = random_inputs(graph, 8)
     exporter.export(graph, tmp_path)
     assert max(layer_differences(graph, HostOpenvino().trace(tmp_path, inputs)).values()) <= 1
@@ -175,12 +176,12 @@ def test_steps_near_zero_are_refused_where_the_range_would_lose_its_beginning(
         )
         return IntegerGraph("net", "x", source, (Node("sum", Add(), ("x", "x"), output),))
 
-    smallest = exporter.SMALLEST_LIMIT / 8
+    smallest = numbers.SMALLEST_LIMIT / 8
     with pytest.raises(UnsupportedError, match=r"layer sum: .*wrong values.*below 2.5e-07; this layer's is 2.4"):
         exporter.export(doubled(smallest * 0.99, -128), tmp_path)
     assert not list(tmp_path.iterdir())
     # Where nothing lies below zero, the levels begin there.
-    for scale, qmin in ((smallest * 1.01, -128), (exporter.SMALLEST_SCALE * 1.01, -120)):
+    for scale, qmin in ((smallest * 1.01, -128), (numbers.SMALLEST_SCALE * 1.01, -120)):
         graph = doubled(scale, qmin)
         inputs = random_inputs(graph, 8)
         assert layer_differences(graph, run(graph, inputs, tmp_path))["sum"] <= 1

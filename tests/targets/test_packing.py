@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kdpipe.targets.packing import pack_lowest_first
+from kdpipe.targets.packing import pack_lowest_first, unpack_lowest_first
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -14,6 +14,9 @@ def test_values_are_read_back_from_their_bits(bits: int, count: int) -> None:
     number = int.from_bytes(pack_lowest_first(values, bits), "little")
     read = [(number >> (bits * index)) & (2**bits - 1) for index in range(count)]
     assert [value - 2**bits if value >= limit else value for value in read] == values.tolist()
+    packed = pack_lowest_first(values, bits)
+    assert unpack_lowest_first(packed, count, bits, signed=True).tolist() == values.tolist()
+    assert unpack_lowest_first(packed, count, bits, signed=False).tolist() == read
 
 
 def test_length_and_order() -> None:
@@ -21,7 +24,7 @@ def test_length_and_order() -> None:
     assert pack_lowest_first(np.array([3, 1, 2]), 2) == bytes([0b10_01_11])
 
 
-@pytest.mark.parametrize(("values", "bits"), [([4], 2), ([-3], 2), ([16], 4), ([0], 3)])
+@pytest.mark.parametrize(("values", "bits"), [([4], 2), ([-3], 2), ([-1, 2], 2), ([16], 4), ([0], 3)])
 def test_what_does_not_fit_is_refused(values: list[int], bits: int) -> None:
     with pytest.raises(ValueError, match="bits"):
         pack_lowest_first(np.array(values), bits)

@@ -14,10 +14,11 @@ from kdpipe.targets.exporters import EXPORTERS
 from kdpipe.targets.graph import Conv2d, IntegerGraph, Linear
 
 ROUNDING = {"Conv2d", "Linear", "Add", "Mul", "AveragePool2d", "Lookup", "Softmax", "Requantize"}
-WEIGHTS = {"weight_scales", "bias"}
+WEIGHTS = {"weights", "weight_scales", "bias"}
 KINDS = {
     "onnx": {"scale", "zero_point", "input_scales"} | WEIGHTS,
-    "openvino": {"scale", "weight_scales"},
+    "openvino": {"scale", "zero_point", "weights", "weight_scales", "real_bias"}
+    | {"levels", "limits", "coarse_steps", "window", "arguments"},
     "tflite": {"scale", "zero_point"} | WEIGHTS,
     "c": {"start", "multipliers", "shifts"},
 }
