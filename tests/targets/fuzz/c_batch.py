@@ -14,9 +14,11 @@ from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
+from fuzz.drawn_graphs import fuzz_inputs
 from numpy.typing import NDArray
 from rows_everywhere import rows_everywhere
 
+from kdpipe.targets import reference
 from kdpipe.targets.c.cores import ARMV7M, DSP, FEATURES, MVE, THUMB
 from kdpipe.targets.c.generator import LAYERS_FILE, render
 from kdpipe.targets.c.packing import to_channels_first, to_channels_last
@@ -278,6 +280,22 @@ class Compilers:
         packed = np.frombuffer(b"".join(request.ljust(size, b"\0") for request in requests), np.int8).reshape(-1, size)
         records = QEMU[core].run(batch.program, image, directory / "run", packed)
         return [row.tobytes() for row in records["output"]]
+
+
+def check_c(compilers: Compilers, graphs: Sequence[IntegerGraph], core: str) -> list[int]:
+    """Return the indices of the graphs of which any layer differs from the reference, by how their C computes it."""
+    failing = []
+    for rounding in ("single", "tflite"):
+        chosen = [index for index, graph in enumerate(graphs) if graph.rounding == rounding]
+        if not chosen:
+            continue
+        inputs = [fuzz_inputs(graphs[index]) for index in chosen]
+        found = compilers.run([graphs[index] for index in chosen], inputs, core)
+        for index, values, layers in zip(chosen, inputs, found, strict=True):
+            expected = reference.run_all(graphs[index], values)
+            if not all(np.array_equal(layers[node.name], expected[node.name]) for node in graphs[index].nodes):
+                failing.append(index)
+    return failing
 
 
 class ProgramError(Exception):

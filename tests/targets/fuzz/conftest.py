@@ -9,6 +9,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from fuzz.c_batch import Compilers
+
+from kdpipe.targets.devices.c_compiler import compile_c, native_compiler
+from kdpipe.targets.errors import DeviceError
 
 SLICE = 50
 """Graphs that a test draws; the C tests take them three slices at a time."""
@@ -28,6 +32,27 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             count = metafunc.config.getoption("--graphs", default=None) or usual
             first = (metafunc.config.getoption("--first-graph", default=0) or 0) // size
             metafunc.parametrize(name, range(first, first + -(-count // size)))
+
+
+@pytest.fixture(scope="session")
+def compilers(tmp_path_factory: pytest.TempPathFactory) -> Compilers:
+    directory = tmp_path_factory.mktemp("fuzz")
+    return Compilers(directory, [*native_compiler(), *sanitizer_flags(directory)])
+
+
+def sanitizer_flags(directory: Path) -> list[str]:
+    """Return those that the compiler has: both, or undefined behaviour trapped, which needs no library."""
+    (directory / "empty.c").write_text("int main(void) { return 0; }\n")
+    for flags in (
+        ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+        ["-fsanitize=undefined", "-fsanitize-trap=undefined"],
+    ):
+        try:
+            compile_c([*native_compiler(), *flags, "empty.c", "-o", "empty"], directory)
+        except DeviceError:
+            continue
+        return flags
+    return []
 
 
 @pytest.fixture

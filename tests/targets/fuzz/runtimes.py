@@ -9,7 +9,7 @@ from layer_differences import layer_differences
 from numpy.typing import NDArray
 
 from kdpipe.targets import onnx, openvino, reference, tflite, tflite_writer
-from kdpipe.targets.devices.host_litert import HostLitert
+from kdpipe.targets.devices.host_litert import HostLitert, channels_first
 from kdpipe.targets.devices.host_onnxruntime import HostOnnxruntime
 from kdpipe.targets.devices.host_openvino import HostOpenvino
 from kdpipe.targets.errors import DeviceError
@@ -70,8 +70,13 @@ def check_litert(graph: IntegerGraph, inputs: Inputs, directory: Path) -> None:
 def _largest_factor(graph: IntegerGraph) -> float:
     """Return what an accumulator is multiplied with at most."""
     return max(
-        graph.tensor(node.inputs[0]).quantization.scale * float(weight.scales.max()) / node.output.quantization.scale
-        for node, weight in graph.weights()
+        (
+            graph.tensor(node.inputs[0]).quantization.scale
+            * float(weight.scales.max())
+            / node.output.quantization.scale
+            for node, weight in graph.weights()
+        ),
+        default=0.0,
     )
 
 
@@ -90,14 +95,13 @@ def check_litert_reference(graph: IntegerGraph, inputs: Inputs, directory: Path)
     (source,), (output,) = interpreter.get_input_details(), interpreter.get_output_details()
     interpreter.resize_tensor_input(source["index"], [len(inputs), *source["shape"][1:]])
     interpreter.allocate_tensors()
-    interpreter.set_tensor(source["index"], inputs.transpose(0, 2, 3, 1))
+    interpreter.set_tensor(source["index"], _channels_last(inputs))
     interpreter.invoke()
     names = {output["index"]: graph.output_name, source["index"]: graph.input_name}
     for detail in interpreter.get_tensor_details():
         if detail["name"].endswith(tflite_writer.STORED_SUFFIX):
             names[detail["index"]] = detail["name"].removesuffix(tflite_writer.STORED_SUFFIX)
-    tensors = {name: interpreter.get_tensor(index) for index, name in names.items()}
-    trace = {name: value.transpose(0, 3, 1, 2) if value.ndim == 4 else value for name, value in tensors.items()}
+    trace = {name: channels_first(interpreter.get_tensor(index)) for index, name in names.items()}
     twice, once = layer_differences(graph, trace, "tflite"), layer_differences(graph, trace, "single")
     for node in graph.nodes:
         steps = (once if isinstance(node.op, Linear) else twice).get(node.name, 0)
@@ -128,11 +132,15 @@ def check_tflite_micro(graph: IntegerGraph, inputs: Inputs, directory: Path) -> 
 
     interpreter = runtime.Interpreter.from_bytes(tflite.build_model(graph))
     expected = reference.run(replace(graph, rounding="tflite"), inputs)
-    for index, image in enumerate(inputs.transpose(0, 2, 3, 1)):
+    for index, image in enumerate(_channels_last(inputs)):
         interpreter.set_input(image[None], 0)
         interpreter.invoke()
-        if not np.array_equal(interpreter.get_output(0)[0], expected[index]):
+        if not np.array_equal(channels_first(interpreter.get_output(0))[0], expected[index]):
             raise MismatchError(f"input {index}: the output differs")
+
+
+def _channels_last(tensors: Inputs) -> Inputs:
+    return tensors.transpose(0, 2, 3, 1) if tensors.ndim == 4 else tensors
 
 
 def _within_one_step(graph: IntegerGraph, trace: Mapping[str, Inputs], but_for: Collection[str] = ()) -> None:

@@ -9,17 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from fuzz.c_batch import HOST, QEMU, Compilers
+from fuzz.c_batch import HOST, QEMU, Compilers, check_c
 from fuzz.conftest import SLICE
 from fuzz.drawn_graphs import build_graph, fuzz_inputs
 from fuzz.examples import Example, draw_examples, shrink
 from fuzz.failures import failure_report
 from fuzz.runtimes import RUNTIMES, MismatchError, RefusedError
 
-from kdpipe.targets import reference
-from kdpipe.targets.devices.c_compiler import native_compiler
 from kdpipe.targets.errors import UnsupportedError
 from kdpipe.targets.graph import Conv2d, IntegerGraph
 from kdpipe.targets.graph_files import load_graph
@@ -66,46 +63,6 @@ def test_runtimes(runtime_slice: int, replayed: Path | None, count: Counter[str]
                 print(f"graph {number} of slice {runtime_slice}, {name}: {error}")
                 failures.append((example, name, check))
     report(failures)
-
-
-@pytest.fixture(scope="session")
-def compilers(tmp_path_factory: pytest.TempPathFactory) -> Compilers:
-    directory = tmp_path_factory.mktemp("fuzz")
-    return Compilers(directory, [*native_compiler(), *sanitizer_flags(directory)])
-
-
-def sanitizer_flags(directory: Path) -> list[str]:
-    """Return those that the compiler has: both, or undefined behaviour trapped, which needs no library."""
-    from kdpipe.targets.devices.c_compiler import compile_c
-    from kdpipe.targets.errors import DeviceError
-
-    (directory / "empty.c").write_text("int main(void) { return 0; }\n")
-    for flags in (
-        ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
-        ["-fsanitize=undefined", "-fsanitize-trap=undefined"],
-    ):
-        try:
-            compile_c([*native_compiler(), *flags, "empty.c", "-o", "empty"], directory)
-        except DeviceError:
-            continue
-        return flags
-    return []
-
-
-def check_c(compilers: Compilers, graphs: Sequence[IntegerGraph], core: str) -> list[int]:
-    """Return the indices of the graphs of which any layer differs from the reference, by how their C computes it."""
-    failing = []
-    for rounding in ("single", "tflite"):
-        chosen = [index for index, graph in enumerate(graphs) if graph.rounding == rounding]
-        if not chosen:
-            continue
-        inputs = [fuzz_inputs(graphs[index]) for index in chosen]
-        found = compilers.run([graphs[index] for index in chosen], inputs, core)
-        for index, values, layers in zip(chosen, inputs, found, strict=True):
-            expected = reference.run_all(graphs[index], values)
-            if not all(np.array_equal(layers[node.name], expected[node.name]) for node in graphs[index].nodes):
-                failing.append(index)
-    return failing
 
 
 def test_c(c_slice: int, replayed: Path | None, compilers: Compilers, count: Counter[str]) -> None:
