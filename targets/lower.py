@@ -3,13 +3,7 @@
 The module is a `torch.fx.GraphModule` in which every tensor that integer hardware stores goes through an activation
 quantizer (`kdpipe.stages.quantization.prepare` makes such modules from ordinary ones). What its modules must offer is
 declared in `quantized_modules.py`, so that nothing here depends on training code. Batch norm is absorbed into the
-scales of the convolution before it: with the trained scale s_w[o], the statistics mu and var and the parameters gamma
-and beta of a channel o,
-
-    y[o] = a * (s_in * s_w * acc + b - mu) + beta,   a = gamma / sqrt(var + eps),   b the layer's own bias
-         = s_in * (s_w * |a|) * (sign(a) * acc + bias),   bias = round((a * (b - mu) + beta) / (s_in * s_w * |a|))
-
-so a negative gamma flips the signs of the channel's weights, and no weight leaves its width.
+scales of the convolution before it; see `absorption.py`.
 """
 
 from __future__ import annotations
@@ -21,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kdpipe.targets.absorption import absorb, batch_norm_line, float64
 from kdpipe.targets.errors import GraphError, KdpipeError, UnsupportedError
-from kdpipe.targets.fixed_point import INT32_MAX, Rounding
+from kdpipe.targets.fixed_point import Rounding
 from kdpipe.targets.graph import (
     AveragePool2d,
     Concat,
@@ -57,68 +52,6 @@ PATH = "path"
 
 SHAPE = "shape"
 """Key of an fx node's `meta`: the shape, with the batch, of the tensor that it produced when the module was traced."""
-
-NEGLIGIBLE_STEPS = 1e-3
-"""A channel that can't move its output by more than this many steps, whatever its input, is lowered to a constant."""
-
-
-@dataclass(frozen=True)
-class Channels:
-    """How each output channel of a layer is deployed.
-
-    Args:
-        signs: by what the trained integer weights are multiplied: 1, -1 or (a constant channel) 0; int8 [O].
-        scales: float32 [O], positive.
-        bias: in units of s_in * scales, int32 [O].
-    """
-
-    signs: NDArray[np.int8]
-    scales: NDArray[np.float32]
-    bias: NDArray[np.int32]
-
-
-def absorb(
-    values: NDArray[np.int8],
-    scales: NDArray[np.float32],
-    gain: NDArray[np.float64],
-    offset: NDArray[np.float64],
-    source: Quantization,
-    output: Quantization,
-) -> Channels:
-    """Absorb y[o] = gain[o] * (s_in * scales[o] * acc[o]) + offset[o] into weights, scales and bias.
-
-    Args:
-        values: integer weights [O, ...].
-        scales: of the weights [O], positive.
-        gain: of the batch norm, 1 without one; [O].
-        offset: what is added to the channel in all; [O].
-        source: of the layer's input.
-        output: of the layer's output.
-
-    Raises:
-        GraphError: a scale or an offset is not finite, or a bias leaves int32.
-    """
-    if not (np.isfinite(gain).all() and np.isfinite(offset).all() and np.isfinite(scales).all()):
-        raise GraphError("its weights, bias or batch norm hold a value that is not finite")
-    if (scales <= 0).any():
-        raise GraphError("its weight quantizer is dead: a scale is zero or negative", remedy="Train it again")
-    reach = max(source.qmax - source.zero_point, source.zero_point - source.qmin)
-    magnitudes = np.abs(values.astype(np.int64)).reshape(len(values), -1).sum(axis=1)
-    widths = source.scale * scales.astype(np.float64) * np.abs(gain)
-    constant = widths * magnitudes * reach < NEGLIGIBLE_STEPS * output.scale
-    # In units of the output's step a constant is represented as well as it can be.
-    kept = np.where(constant, output.scale / source.scale, scales * np.abs(gain)).astype(np.float32)
-    if not np.isfinite(kept).all() or (kept <= 0).any():
-        raise GraphError("a channel's scale with its batch norm is too small or too large for float32")
-    bias = np.rint(offset / (source.scale * kept.astype(np.float64)))
-    largest = float(np.abs(bias).max(initial=0))
-    if largest > INT32_MAX:
-        channel = int(np.abs(bias).argmax())
-        raise GraphError(
-            f"the bias of channel {channel} needs {largest:.3g} of its units, beyond int32",
-            remedy="Its batch norm's gamma is nearly zero: train longer, or remove the channel",
-        )
-    return Channels(np.where(constant, 0, np.sign(gain)).astype(np.int8), kept, bias.astype(np.int32))
 
 
 def check_finite(module: nn.Module) -> None:
@@ -200,13 +133,18 @@ class _Pending:
 
 @dataclass
 class _Lowering:
-    """The walk over the module's graph. `values` says what each fx node is: a stored tensor, by name, or a part."""
+    """The walk over the module's graph.
+
+    `values` says what each fx node is: a stored tensor, by name, or a part. `brought` has, by tensor and the Concat
+    that reads it, the tensor in the quantization of that.
+    """
 
     module: Any
     values: dict[Any, str | _Accumulation | _Pending] = field(default_factory=dict)
     types: dict[str, TensorType] = field(default_factory=dict)
     nodes: list[Node] = field(default_factory=list)
     shapes: dict[Any, tuple[int, ...]] = field(default_factory=dict)
+    brought: dict[tuple[str, str], str] = field(default_factory=dict)
     input: tuple[str, TensorType] | None = None
     output: str | None = None
 
@@ -265,7 +203,7 @@ class _Lowering:
         if node.op == "output":
             self.output = self._stored(node.args[0], "the output")
             return
-        path = str(node.meta.get(PATH, node.target if node.op == "call_module" else node.name))
+        path = self._path(node)
         if node.op == "call_function" and node.target is torch.flatten:
             self._emit(node, path, Flatten(), (self._stored(node.args[0], path),))
         elif node.op != "call_module":
@@ -294,6 +232,10 @@ class _Lowering:
                     self.values[node] = self.values[node.args[0]]
             else:
                 raise UnsupportedError(f"{type(layer).__name__} has no integer form", where=f"layer {path}")
+
+    @staticmethod
+    def _path(node: Any) -> str:
+        return str(node.meta.get(PATH, node.target if node.op == "call_module" else node.name))
 
     def _stored(self, node: Any, path: str) -> str:
         value = self.values.get(node)
@@ -336,16 +278,20 @@ class _Lowering:
         """Return the name of the tensor `name` in another quantization, for the reader `path`."""
         if self.types[name].quantization == quantization:
             return name
-        converted = f"{path}.{name}"
-        if converted not in self.types:
+        if (name, path) not in self.brought:
+            taken = {*self.types, *(self._path(node) for node in self.module.graph.nodes)}
+            converted = f"{path}.{name}"
+            while converted in taken:
+                converted += ".requantize"
             lowered = Node(converted, Requantize(), (name,), TensorType(self.types[name].shape, quantization))
             self.nodes.append(lowered)
             self.types[converted] = lowered.output
-        return converted
+            self.brought[name, path] = converted
+        return self.brought[name, path]
 
     def _accumulate(self, node: Any, layer: Any) -> _Accumulation:
         outputs = layer.weight.shape[0]
-        bias = np.zeros(outputs) if layer.bias is None else _float64(layer.bias)
+        bias = np.zeros(outputs) if layer.bias is None else float64(layer.bias)
         return _Accumulation(layer, node.target, self._stored(node.args[0], node.target), np.ones(outputs), bias)
 
     def _normalize(self, node: Any, path: str, norm: Any) -> _Accumulation:
@@ -370,14 +316,6 @@ class _Lowering:
             return Linear(deployed, channels.bias)
         stride, dilation = _pair(layer.stride), _pair(layer.dilation)
         return Conv2d(deployed, channels.bias, stride, convolution_padding(layer), dilation, int(layer.groups))
-
-
-def batch_norm_line(norm: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return gain and offset, float64 [C], of a batch norm in evaluation mode: y = gain * x + offset."""
-    deviation = np.sqrt(_float64(norm.running_var) + norm.eps)
-    gain = (np.ones_like(deviation) if norm.weight is None else _float64(norm.weight)) / deviation
-    shift = np.zeros_like(gain) if norm.bias is None else _float64(norm.bias)
-    return gain, shift - gain * _float64(norm.running_mean)
 
 
 def convolution_padding(layer: Any) -> Padding:
@@ -407,11 +345,6 @@ def max_pooling(layer: Any, source: tuple[int, ...], output: tuple[int, ...]) ->
         reach = [(output[1 + axis] - 1) * stride[axis] + kernel[axis] for axis in (0, 1)]
         after = (max(0, reach[0] - source[1] - before[0]), max(0, reach[1] - source[2] - before[1]))
     return MaxPool2d(kernel, stride, (*before, *after))
-
-
-def _float64(tensor: Any) -> NDArray[np.float64]:
-    array: NDArray[np.float64] = tensor.detach().cpu().double().numpy()
-    return array
 
 
 def _pair(value: Any) -> Pair:

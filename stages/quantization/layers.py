@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from kdpipe.stages.quantization.fake_quantize import ActivationGradient
 from kdpipe.stages.quantization.normalize_and_round import NormalizeAndRound, can_normalize_and_round
 from kdpipe.targets import reference
+from kdpipe.targets.absorption import batch_norm_line
 from kdpipe.targets.fixed_point import Rounding, multiply_by_quantized_multiplier
 from kdpipe.targets.graph import Add, Operator, Pair, Quantization
-from kdpipe.targets.lower import batch_norm_line
 
 
 class StoresIntegers(Protocol):

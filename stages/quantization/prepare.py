@@ -13,15 +13,14 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from kdpipe.stages.quantization.activations import (
-    ActivationQuantizer,
+from kdpipe.stages.quantization.accumulators import (
     ConcatenationSource,
-    InputQuantizer,
     LayerSource,
     OperationSource,
     Source,
     StoredSource,
 )
+from kdpipe.stages.quantization.activations import ActivationQuantizer, InputQuantizer
 from kdpipe.stages.quantization.configuration import AUTO, QuantizationConfig, Widths, choose_widths
 from kdpipe.stages.quantization.found_layers import end_nodes, layer_nodes, normalized_network, readers, sole_user
 from kdpipe.stages.quantization.layers import AveragePool, ExactBatchNorm, Scope, Sum, exact_batch_norm

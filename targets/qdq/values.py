@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from kdpipe.targets.absorption import absorb
 from kdpipe.targets.errors import GraphError, UnsupportedError
 from kdpipe.targets.graph import (
     AveragePool2d,
@@ -30,7 +31,6 @@ from kdpipe.targets.graph import (
     Upsample,
     Weight,
 )
-from kdpipe.targets.lower import absorb
 from kdpipe.targets.qdq.onnx_file import Constant
 
 RANGES = {"UINT8": (0, 255), "INT8": (-128, 127), "UINT4": (0, 15), "INT4": (-8, 7), "UINT2": (0, 3), "INT2": (-2, 1)}

@@ -1,4 +1,4 @@
-"""Absorbing batch norm, and what lowering refuses."""
+"""What lowering makes of a prepared module, and what it refuses."""
 
 from __future__ import annotations
 
@@ -9,58 +9,11 @@ from torch import fx, nn
 
 from kdpipe.stages.quantization.activations import calibrating
 from kdpipe.stages.quantization.configuration import QuantizationConfig
+from kdpipe.stages.quantization.fidelity import compare
 from kdpipe.stages.quantization.prepare import input_quantizer, prepare, quantizers
 from kdpipe.targets.errors import GraphError, KdpipeError, UnsupportedError
-from kdpipe.targets.graph import Conv2d, Quantization
-from kdpipe.targets.lower import absorb, convolution_padding, lower
-
-SOURCE = Quantization(0.5, -128)
-OUTPUT = Quantization(0.25, 0)
-
-
-def ones(*values: float) -> np.ndarray:
-    return np.array(values, dtype=np.float64)
-
-
-def absorbed(gain: float, offset: float, weight: int = 1, scale: float = 0.125):
-    values = np.full((1, 4), weight, dtype=np.int8)
-    return absorb(values, np.array([scale], dtype=np.float32), ones(gain), ones(offset), SOURCE, OUTPUT)
-
-
-@pytest.mark.parametrize("gain", [1.0, -2.5, 0.3])
-def test_absorbed_channel_computes_the_line(gain: float) -> None:
-    channel = absorbed(gain, 0.7)
-    accumulators = np.arange(-500, 500)
-    real = gain * (SOURCE.scale * 0.125 * accumulators) + 0.7
-    unit = SOURCE.scale * float(channel.scales[0])
-    deployed = unit * (int(channel.signs[0]) * accumulators + int(channel.bias[0]))
-    assert np.abs(deployed - real).max() <= unit / 2 + 1e-6
-    assert channel.signs[0] == np.sign(gain)
-
-
-@pytest.mark.parametrize(("gain", "weight"), [(0.0, 1), (1e-30, 1), (1.0, 0)])
-def test_a_channel_that_cannot_move_its_output_is_a_constant(gain: float, weight: int) -> None:
-    channel = absorbed(gain, -3.1, weight)
-    assert channel.signs[0] == 0
-    assert float(channel.scales[0]) * SOURCE.scale == OUTPUT.scale
-    assert channel.bias[0] == round(-3.1 / OUTPUT.scale)
-
-
-def test_a_bias_beyond_int32_is_refused() -> None:
-    with pytest.raises(GraphError, match="the bias of channel 0 needs"):
-        absorbed(1e-4, 1e6)
-
-
-@pytest.mark.parametrize("scale", [0.0, -1.0])
-def test_a_dead_weight_quantizer_is_refused(scale: float) -> None:
-    with pytest.raises(GraphError, match="dead"):
-        absorbed(1.0, 0.0, scale=scale)
-
-
-@pytest.mark.parametrize(("gain", "offset", "scale"), [(np.nan, 0.0, 1.0), (1.0, np.inf, 1.0), (1.0, 0.0, np.nan)])
-def test_values_that_are_not_finite_are_refused(gain: float, offset: float, scale: float) -> None:
-    with pytest.raises(GraphError, match="not finite"):
-        absorbed(gain, offset, scale=scale)
+from kdpipe.targets.graph import Concat, Conv2d
+from kdpipe.targets.lower import convolution_padding, lower
 
 
 @pytest.mark.parametrize(
@@ -193,3 +146,34 @@ def test_names_are_module_paths() -> None:
     assert [node.name for node in graph.nodes] == ["conv", "flatten", "fc"]
     assert graph.input_name == "input"
     assert graph.output.shape == (3,)
+
+
+class Joining(nn.Module):
+    """Its path `cat.conv` is what a join at `cat` would call `conv` in its own quantization."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3)
+        self.cat = nn.Sequential()
+        self.cat.add_module("conv", nn.Conv2d(1, 2, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, second = self.conv(x), 3 * [self.cat(x)]
+        return torch.cat([first, *second, first], 1)
+
+
+def test_what_a_join_brings_to_its_scale_has_a_name_of_its_own() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(8, 1, 6, 6)
+    prepared = prepare(Joining(), x, QuantizationConfig())
+    input_quantizer(prepared).set_range(-4, 4)
+    with torch.no_grad(), calibrating(prepared):
+        prepared(x)
+    next(part for part in quantizers(prepared) if part.name == "cat").clip.data *= 1.25
+    graph = lower(prepared.eval(), (1, 6, 6), name="g")
+    (join,) = (node for node in graph.nodes if isinstance(node.op, Concat))
+    sources = {node.name: node.inputs for node in graph.nodes}
+    # Each is brought to the common scale once, however often it is joined.
+    assert [sources[name] for name in join.inputs] == [("conv",), *[("cat.conv",)] * 3, ("conv",)]
+    assert len(set(join.inputs)) == 2
+    assert compare(prepared, graph, x).max_step_difference == 0
