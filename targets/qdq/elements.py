@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from kdpipe.targets.qdq.reader import Reader
 
 
+AXES_APART_OPSET = 13
+"""From here on a Softmax is over one axis; before, over all from the one that it names."""
+
+
 def function(reader: Reader, node: FileNode) -> Real:
     """Read a HardSigmoid, HardSwish or Sigmoid."""
     real = reader.real(node)
@@ -34,8 +38,14 @@ def function(reader: Reader, node: FileNode) -> Real:
 def softmax(reader: Reader, node: FileNode) -> Real:
     """Read a Softmax over the channels."""
     real = reader.real(node)
-    if node.integer("axis", -1) % (1 + len(real.shape)) != 1:
+    is_old = reader.file.opset < AXES_APART_OPSET
+    if node.integer("axis", 1 if is_old else -1) % (1 + len(real.shape)) != 1:
         raise UnsupportedError("is a softmax over another axis than the channels", remedy="Only axis 1 is read")
+    if is_old and math.prod(real.shape[1:]) > 1:
+        raise UnsupportedError(
+            f"is a softmax over channels and pixels together, as it is before opset {AXES_APART_OPSET}",
+            remedy="Export the network with a newer opset_version",
+        )
     return Real(Probabilities(reader.exact(real)), node.name, real.shape)
 
 
@@ -132,6 +142,7 @@ def resize(reader: Reader, node: FileNode) -> Value:
     # With whole factors, the two ways to choose the nearest pixel are one.
     nearest = (("nearest", "asymmetric", "floor"), ("nearest", "half_pixel", "round_prefer_floor"))
     whole = all(math.isfinite(factor) and factor >= 1 and factor == int(factor) for factor in factors)
+    whole = whole and node.text("keep_aspect_ratio_policy", "stretch") == "stretch" and "axes" not in node.attributes
     if how not in nearest or not whole or factors[:2] != [1, 1] or len(shape) != 3:
         raise UnsupportedError(
             f"a Resize of {', '.join(how)} by {factors} has no integer form",

@@ -113,6 +113,7 @@ class OnnxFile:
         path: where it was read.
         name: of the graph.
         producer: the tool that wrote it.
+        opset: version of ONNX's own operators, at least `LOWEST_OPSET`.
         properties: the metadata.
         input_name: of the input.
         input_kind: its element type's name in ONNX.
@@ -124,6 +125,7 @@ class OnnxFile:
     path: Path
     name: str
     producer: str
+    opset: int
     properties: Mapping[str, str]
     input_name: str
     input_kind: str
@@ -164,7 +166,7 @@ def read_onnx(path: Path) -> OnnxFile:
         raise ArtifactError(
             f"not a readable ONNX file ({error})", where=str(path), remedy="It may be truncated: copy it again"
         ) from None
-    _check_versions(model, onnx, path)
+    opset = _checked_opset(model, onnx, path)
     graph = model.graph
     if graph.sparse_initializer or model.functions:
         raise UnsupportedError("sparse initializers and functions are not read", where=str(path))
@@ -184,12 +186,12 @@ def read_onnx(path: Path) -> OnnxFile:
     _check_order(nodes, {inputs[0].name, *initializers}, path)
     properties = {entry.key: entry.value for entry in model.metadata_props}
     return OnnxFile(
-        path, graph.name, model.producer_name, properties, inputs[0].name, kind, shape, graph.output[0].name, nodes,
-        initializers,
+        path, graph.name, model.producer_name, opset, properties, inputs[0].name, kind, shape, graph.output[0].name,
+        nodes, initializers,
     )  # fmt: skip
 
 
-def _check_versions(model: Any, onnx: Any, path: Path) -> None:
+def _checked_opset(model: Any, onnx: Any, path: Path) -> int:
     if not model.HasField("graph") or not model.graph.node:
         raise ArtifactError("holds no ONNX graph", where=str(path), remedy="It may be truncated: copy it again")
     if not 3 <= model.ir_version <= onnx.IR_VERSION:
@@ -206,6 +208,7 @@ def _check_versions(model: Any, onnx: Any, path: Path) -> None:
             where=str(path),
             remedy="Export the network with another opset_version",
         )
+    return int(versions[0])
 
 
 def _input_type(value: Any, onnx: Any, path: Path) -> tuple[str, tuple[int, ...]]:

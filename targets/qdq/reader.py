@@ -3,7 +3,7 @@
 Read are the files of onnxruntime's `quantize_static` (QDQ format), of Brevitas (QCDQ), of NNCF and of kdpipe itself:
 activations in the form DequantizeLinear - operator - QuantizeLinear, weights as stored integers before a
 DequantizeLinear, or as floats before a QuantizeLinear. Each DequantizeLinear - ... - QuantizeLinear becomes a node of
-the integer graph. Unsigned activations are stored 128 lower; an unfused batch norm is absorbed as `lower.py` does it;
+the integer graph. Unsigned activations are stored 128 lower; an unfused batch norm is absorbed as `absorption.py` says;
 Relu becomes the range of its layer's output. An average pool whose output has steps of its own is a depthwise
 convolution with ones as its weights, which rounds once, as the file does.
 
@@ -13,9 +13,7 @@ What has no integer form is refused with the node's name before anything is writ
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -34,7 +32,6 @@ from kdpipe.targets.graph import (
     Lookup,
     Mul,
     Node,
-    Normalization,
     Operator,
     Quantization,
     Requantize,
@@ -44,6 +41,7 @@ from kdpipe.targets.graph import (
 from kdpipe.targets.onnx import STORED_SUFFIX
 from kdpipe.targets.qdq.onnx_file import MAX_ELEMENTS, Constant, FileNode, OnnxFile, read_onnx
 from kdpipe.targets.qdq.operators import OPERATORS, refuse_operator
+from kdpipe.targets.qdq.properties import class_names, identifier, normalization, stated_rounding
 from kdpipe.targets.qdq.values import (
     RANGES,
     Accumulation,
@@ -59,8 +57,6 @@ from kdpipe.targets.qdq.values import (
     Value,
 )
 
-DEFAULT_ROUNDING: Rounding = "single"
-"""The nearer one to runtimes that requantize in floating point."""
 _QUANTIZE = (
     "Quantize it first, for instance with onnxruntime.quantization.quantize_static(quant_format=QuantFormat.QDQ)"
 )
@@ -162,16 +158,13 @@ class Reader:
         nodes = self._needed(output)
         properties = self.file.properties
         graph = IntegerGraph(
-            name=re.sub(
-                r"\W", "_", f"_{self.file.name}" if self.file.name[:1].isdigit() else self.file.name, flags=re.A
-            )
-            or "network",
+            name=identifier(self.file.name),
             input_name=self.input,
             input=self.types[self.input],
             nodes=nodes,
-            rounding=rounding or _rounding(properties.get("rounding")),
-            class_names=_class_names(properties.get("classes"), self.types[output].shape),
-            normalization=_normalization(properties, self.file.input_shape[0]),
+            rounding=rounding or stated_rounding(properties.get("rounding")),
+            class_names=class_names(properties.get("classes"), self.types[output].shape),
+            normalization=normalization(properties, self.file.input_shape[0]),
             metadata={"source": self.file.path.name, "producer": self.file.producer},
         )
         kept = {self.input, *(node.name for node in nodes)}
@@ -366,13 +359,14 @@ class Reader:
 
     def aligned(self, tensors: tuple[str, ...], name: str, quantization: Quantization) -> tuple[str, ...]:
         """Return `tensors` with one quantization, which is what a Concat called `name` takes."""
-        found = []
+        found: dict[str, str] = {}
         for index, tensor in enumerate(tensors):
             known = self.types[tensor]
-            if known.quantization != quantization:
-                tensor = self.add(f"{name}.input{index}", Requantize(), (tensor,), known.shape, quantization)
-            found.append(tensor)
-        return tuple(found)
+            if known.quantization == quantization:
+                found[tensor] = tensor
+            elif tensor not in found:
+                found[tensor] = self.add(f"{name}.input{index}", Requantize(), (tensor,), known.shape, quantization)
+        return tuple(found[tensor] for tensor in tensors)
 
     @staticmethod
     def _is_within(inner: Quantization, outer: Quantization) -> bool:
@@ -396,27 +390,3 @@ class Reader:
         self.types[unique] = TensorType(shape, quantization)
         self.nodes.append(Node(unique, op, inputs, self.types[unique]))
         return unique
-
-
-def _rounding(text: str | None) -> Rounding:
-    return "tflite" if text == "tflite" else "single" if text == "single" else DEFAULT_ROUNDING
-
-
-def _class_names(text: str | None, shape: tuple[int, ...]) -> tuple[str, ...]:
-    """Return the names that kdpipe's own files carry, or none."""
-    try:
-        names = json.loads(text or "[]")
-    except ValueError:
-        return ()
-    return tuple(map(str, names)) if isinstance(names, list) and (len(names),) == shape else ()
-
-
-def _normalization(properties: Mapping[str, str], channels: int) -> Normalization | None:
-    """Return the normalization that kdpipe's own files carry, or None."""
-    try:
-        mean, std = (tuple(map(float, json.loads(properties[key]))) for key in ("mean", "std"))
-    except (KeyError, ValueError, TypeError):
-        return None
-    if len(mean) != channels or len(std) != channels or not np.isfinite([*mean, *std]).all() or min(std) <= 0:
-        return None
-    return Normalization(mean, std)
