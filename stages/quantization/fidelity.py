@@ -103,7 +103,8 @@ def layer_outputs(module: fx.GraphModule, images: Tensor, output_name: str) -> d
     training = module.training
     module.eval()
     try:
-        output = Recorder(module).run(images.to(next(module.parameters()).device)).cpu().numpy()
+        # Not every network has parameters; the input's quantizer has buffers.
+        output = Recorder(module).run(images.to(next(module.buffers()).device)).cpu().numpy()
     finally:
         module.train(training)
     if not any(np.shares_memory(output, tensor) for tensor in found.values()):

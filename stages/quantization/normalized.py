@@ -91,6 +91,13 @@ Complaint = tuple[str, str] | None
 """Operation and remedy, or None where all is well."""
 
 
+def arguments(node: fx.Node, *names: str) -> dict[str, Any]:
+    """Return the arguments of a call by name; `names` are those behind the first, in order."""
+    return dict(zip(names, node.args[1:], strict=False)) | {
+        key: node.kwargs[key] for key in names if key in node.kwargs
+    }
+
+
 def replace_by_function(
     result: Normalized, node: fx.Node, function: Callable[..., Any], args: tuple[Any, ...], tap: str | None = None
 ) -> fx.Node:

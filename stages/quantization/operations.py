@@ -32,15 +32,15 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from kdpipe.stages.quantization import rearrangements
+from kdpipe.stages.quantization import pooling, rearrangements
 from kdpipe.stages.quantization.layer_calls import fold_layer_calls
-from kdpipe.stages.quantization.layers import AveragePool
 from kdpipe.stages.quantization.lone_batch_norm import give_a_layer
 from kdpipe.stages.quantization.normalized import (
     INSERTED,
     Complaint,
     Normalized,
     Problem,
+    arguments,
     replace_by_function,
     replace_by_module,
 )
@@ -110,13 +110,22 @@ def normalize(traced: Traced) -> Normalized:
             complaint = _normalize_call(result, node)
         if complaint:
             result.problems.append(Problem(node.meta[PATH], *complaint))
-    if len([node for node in traced.graph.nodes if node.op == "placeholder"]) != 1:
-        result.problems.append(Problem("", "it takes several inputs", "One input tensor can be deployed"))
+    result.problems += _input_problems(traced.graph)
     give_a_layer(result)
     for node in reversed(list(traced.graph.nodes)):
         if node.op in ("call_function", "call_method") and SHAPE not in node.meta and not node.users:
             traced.graph.erase_node(node)
     return result
+
+
+def _input_problems(graph: fx.Graph) -> list[Problem]:
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    if len(inputs) != 1:
+        return [Problem("", "it takes several inputs", "One input tensor can be deployed")]
+    shape = inputs[0].meta[SHAPE]
+    if len(shape) not in (2, 4):
+        return [Problem("", f"it takes an input of shape {list(shape)}", "Give [B, C, H, W] or [B, features]")]
+    return []
 
 
 def _path(node: fx.Node) -> str:
@@ -142,7 +151,11 @@ def _normalize_module(result: Normalized, node: fx.Node, called: set[str]) -> Co
     called.add(path)
     if isinstance(module, (*LAYERS, *NORMS)) and again:
         return "a layer that is called more than once", "Give each call a layer of its own"
-    if isinstance(module, nn.Conv2d):
+    if isinstance(module, nn.Linear):
+        source = node.all_input_nodes[0].meta[SHAPE]
+        if len(source) != 2:
+            return f"a linear layer of {list(source)}", "Flatten before it; over channels use a 1x1 convolution"
+    elif isinstance(module, nn.Conv2d):
         if module.padding_mode != "zeros":
             return f"convolution with padding_mode={module.padding_mode!r}", "Use padding_mode='zeros'"
     elif isinstance(module, NORMS):
@@ -169,9 +182,9 @@ def _normalize_module(result: Normalized, node: fx.Node, called: set[str]) -> Co
         return _flatten(result, node)
     elif isinstance(module, nn.AvgPool2d):
         exact = (module.padding, module.ceil_mode, module.divisor_override)
-        return _average(result, node, module.kernel_size, module.stride, exact, tap=path)
+        return pooling.average(result, node, module.kernel_size, module.stride, exact, tap=path)
     elif isinstance(module, nn.AdaptiveAvgPool2d):
-        return _adaptive(result, node, module.output_size, tap=path)
+        return pooling.adaptive(result, node, module.output_size, tap=path)
     elif isinstance(module, nn.MaxPool2d):
         if module.dilation not in (1, (1, 1)) or module.return_indices:
             return "max pooling with dilation or return_indices", "Use the defaults of these two"
@@ -200,21 +213,14 @@ def _normalize_call(result: Normalized, node: fx.Node) -> Complaint:
         replace_by_module(result, node, Function(_FUNCTION_CALLS[target]))
         return None
     if target in (F.softmax, torch.softmax, "softmax"):
-        given = _arguments(node, "dim")
+        given = arguments(node, "dim")
         return _softmax(result, node, given.get("dim"))
     if target in rearrangements.CALLS:
         return rearrangements.CALLS[target](result, node)
     if target in (torch.flatten, "flatten", "view", "reshape", torch.reshape):
         return _flatten(result, node)
-    if target in (torch.mean, "mean"):
-        return _mean(result, node)
-    if target in (F.adaptive_avg_pool2d, getattr(torch, "adaptive_avg_pool2d", None)):
-        size = node.args[1] if len(node.args) > 1 else node.kwargs.get("output_size")
-        return _adaptive(result, node, size)
-    if target in (F.avg_pool2d, torch._C._nn.avg_pool2d):
-        return _functional_average(result, node)
-    if target in (F.max_pool2d, torch.max_pool2d):
-        return _functional_max(result, node)
+    if target in pooling.CALLS:
+        return pooling.CALLS[target](result, node)
     if target is F.dropout:
         probability = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
         replace_by_module(result, node, nn.Dropout(float(probability)))
@@ -316,81 +322,3 @@ def _flatten(result: Normalized, node: fx.Node) -> Complaint:
     tap = str(node.target) if node.op == "call_module" else None
     replace_by_function(result, node, torch.flatten, (source, 1), tap=tap)
     return None
-
-
-def _average(
-    result: Normalized, node: fx.Node, kernel: Any, stride: Any, exact: tuple[Any, Any, Any], tap: str | None = None
-) -> Complaint:
-    padding, ceil_mode, divisor = exact
-    window = _pair(kernel)
-    steps = _pair(stride) if stride else window
-    if ceil_mode:
-        # Where the windows fit the map it makes no difference.
-        sizes = zip(node.all_input_nodes[0].meta[SHAPE][-2:], node.meta[SHAPE][-2:], window, steps, strict=True)
-        ceil_mode = any((outputs - 1) * step + length > size for size, outputs, length, step in sizes)
-    if padding not in (0, (0, 0), [0, 0]) or ceil_mode or divisor is not None:
-        return "average pooling with padding, ceil_mode or divisor_override", "Use the defaults of these three"
-    replace_by_module(result, node, AveragePool(window, steps), tap)
-    return None
-
-
-def _adaptive(result: Normalized, node: fx.Node, size: Any, tap: str | None = None) -> Complaint:
-    shape = node.all_input_nodes[0].meta[SHAPE]
-    wanted = [known if out is None else out for known, out in zip(shape[2:], _pair_or_none(size), strict=True)]
-    if len(shape) != 4 or any(known % out for known, out in zip(shape[2:], wanted, strict=True)):
-        return f"adaptive pooling of {list(shape[2:])} to {wanted}", "The output size must divide the input's"
-    window = (shape[2] // wanted[0], shape[3] // wanted[1])
-    replace_by_module(result, node, AveragePool(window, window), tap)
-    return None
-
-
-def _mean(result: Normalized, node: fx.Node) -> Complaint:
-    shape = node.all_input_nodes[0].meta[SHAPE]
-    dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-    axes = sorted(axis % len(shape) for axis in dims) if isinstance(dims, list | tuple) else dims
-    if len(shape) != 4 or axes != [2, 3]:
-        return f"a mean over dimensions {dims}", "Only the mean over height and width is possible"
-    window = (shape[2], shape[3])
-    flat = len(node.meta[SHAPE]) == 2
-    pool = replace_by_module(result, node, AveragePool(window, window))
-    pool.meta[SHAPE] = (*shape[:2], 1, 1)
-    if flat:
-        with result.graph.inserting_after(pool):
-            new = result.graph.call_function(torch.flatten, (pool, 1))
-        new.meta.update({SCOPE: pool.meta[SCOPE], PATH: f"{pool.meta[PATH]}.flatten", SHAPE: shape[:2]})
-        pool.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
-        for path, tapped in result.taps.items():
-            if tapped is pool:
-                result.taps[path] = new
-    return None
-
-
-def _functional_average(result: Normalized, node: fx.Node) -> Complaint:
-    given = _arguments(node, "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-    exact = (given.get("padding", 0), given.get("ceil_mode", False), given.get("divisor_override"))
-    return _average(result, node, given["kernel_size"], given.get("stride"), exact)
-
-
-def _functional_max(result: Normalized, node: fx.Node) -> Complaint:
-    given = _arguments(node, "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
-    if given.get("dilation", 1) not in (1, (1, 1)) or given.get("return_indices"):
-        return "max pooling with dilation or return_indices", "Use the defaults of these two"
-    stride = given.get("stride") or given["kernel_size"]
-    pool = nn.MaxPool2d(given["kernel_size"], stride, given.get("padding", 0), ceil_mode=given.get("ceil_mode", False))
-    replace_by_module(result, node, pool)
-    return None
-
-
-def _arguments(node: fx.Node, *names: str) -> dict[str, Any]:
-    return dict(zip(names, node.args[1:], strict=False)) | {
-        key: node.kwargs[key] for key in names if key in node.kwargs
-    }
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    first, second = _pair_or_none(value)
-    return int(first), int(second)
-
-
-def _pair_or_none(value: Any) -> tuple[Any, Any]:
-    return tuple(value) if isinstance(value, tuple | list) else (value, value)  # type: ignore[return-value]

@@ -313,6 +313,18 @@ def test_an_input_of_another_shape_is_refused() -> None:
         prepare(resnet(), torch.zeros(2, 3, 8, 8), QuantizationConfig())
 
 
+def test_an_input_that_is_no_image_and_no_features_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match=r"the module itself: it takes an input of shape \[2, 8, 6\]"):
+        prepare(nn.MaxPool2d(2), torch.zeros(2, 8, 6), QuantizationConfig())
+
+
+def test_a_network_without_parameters_is_compared_too() -> None:
+    x = torch.rand(4, 2, 4, 4)
+    prepared = prepare(nn.Sequential(nn.MaxPool2d(2), nn.Flatten()), x, QuantizationConfig()).eval()
+    graph = lower(prepared, (2, 4, 4), name="g")
+    assert compare(prepared, graph, x).max_step_difference == 0
+
+
 def test_a_prepared_module_is_not_prepared_again() -> None:
     prepared = prepare(resnet(), torch.zeros(2, 1, 8, 8), QuantizationConfig())
     with pytest.raises(UnsupportedError, match="quantized already"):
@@ -343,6 +355,7 @@ def test_a_float_network_with_a_value_that_is_not_finite_is_refused(tensor: str,
         (nn.ConvTranspose2d(2, 2, 2), "1: ConvTranspose2d has no integer form here"),
         (nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"), "1: convolution with padding_mode='reflect'"),
         (nn.AdaptiveAvgPool2d(4), r"1: adaptive pooling of \[6, 6\] to \[4, 4\]"),
+        (nn.Linear(6, 2), r"1: a linear layer of \[2, 2, 6, 6\]. Flatten before it"),
     ],
 )
 def test_a_module_without_integer_form_is_named(module: nn.Module, message: str) -> None:
