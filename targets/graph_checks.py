@@ -39,6 +39,7 @@ from kdpipe.targets.graph import (
 from kdpipe.targets.lookup import FUNCTIONS
 
 LARGEST_FLOAT = float(np.finfo(np.float32).max)
+LARGEST_ZERO_POINT = 128
 _KEEPS_QUANTIZATION = (MaxPool2d, AveragePool2d, Flatten, Concat, Slice, ChannelShuffle, Upsample)
 
 
@@ -174,7 +175,9 @@ def _check_factor(factor: float, bound: int) -> None:
         _, shift = quantize_multiplier(factor)
     except ValueError as error:
         raise GraphError(str(error), remedy=remedy) from None
-    if shift > 0 and overflows_int32(bound << shift):
+    reach = bound << shift if shift > 0 else bound >> -shift
+    # Kernels add the zero point before they limit what they have scaled.
+    if overflows_int32(reach + LARGEST_ZERO_POINT):
         raise GraphError(f"requantizing {bound} by {factor:.6g} leaves int32", remedy=remedy)
 
 

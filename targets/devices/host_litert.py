@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from kdpipe.targets.artifact import ExportedArtifact, read_artifact
 from kdpipe.targets.dependencies import require
 from kdpipe.targets.devices.base import Measurement
-from kdpipe.targets.devices.session import THREADS, measure_session
+from kdpipe.targets.devices.session import THREADS, measure_session, read_model_file
 from kdpipe.targets.devices.tracing import Tensors, shown_layers
 from kdpipe.targets.errors import DeviceError
 from kdpipe.targets.tflite import FILE
@@ -40,14 +40,16 @@ class HostLitert:
     ) -> Measurement:
         """Run the model on `inputs`; see `Device.measure`."""
         described = read_artifact(artifact)
-        return measure_session(_Session(_load(_read(artifact), artifact), described, artifact), inputs, progress)
+        return measure_session(
+            _Session(_load(read_model_file(artifact / FILE), artifact), described, artifact), inputs, progress
+        )
 
     def trace(self, artifact: Path, inputs: NDArray[np.int8], *, fused: bool = True) -> dict[str, NDArray[np.int8]]:
         """Run the model with every tensor of the integer graph as a further output; see `Device.trace`.
 
         A Flatten whose elements are in TFLite's order is absent.
         """
-        content, described = _read(artifact), read_artifact(artifact)
+        content, described = read_model_file(artifact / FILE), read_artifact(artifact)
         try:
             names = stored_tensors(content)
         except Exception as error:  # the reader of a damaged file raises whatever it comes upon
@@ -100,13 +102,6 @@ class _Session:
 def channels_first(tensor: NDArray[np.int8]) -> NDArray[np.int8]:
     """Return a tensor of the file, [N, H, W, C] or [N, features], as the integer graph has it."""
     return tensor.transpose(0, 3, 1, 2) if tensor.ndim == 4 else tensor
-
-
-def _read(artifact: Path) -> bytes:
-    try:
-        return (artifact / FILE).read_bytes()
-    except OSError as error:
-        raise DeviceError(f"the model can't be read ({error.strerror})", where=str(artifact / FILE)) from None
 
 
 def _load(content: bytes, artifact: Path) -> Any:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from kdpipe.targets.artifact import INPUT_NAME, ExportedArtifact, read_artifact
 from kdpipe.targets.dependencies import require
 from kdpipe.targets.devices.base import Measurement
-from kdpipe.targets.devices.session import THREADS, measure_session
+from kdpipe.targets.devices.session import THREADS, measure_session, read_model_file
 from kdpipe.targets.devices.tracing import Tensors, shown_layers
 from kdpipe.targets.errors import DeviceError
 from kdpipe.targets.onnx import FILE, OFFSET, STORED_SUFFIX
@@ -37,7 +37,7 @@ class HostOnnxruntime:
         self, artifact: Path, inputs: NDArray[np.int8], progress: Callable[[int, int], None] | None = None
     ) -> Measurement:
         """Run the model on `inputs`; see `Device.measure`."""
-        content = _read(artifact)
+        content = read_model_file(artifact / FILE)
         return measure_session(_Session(_load(content, artifact), read_artifact(artifact)), inputs, progress)
 
     def trace(self, artifact: Path, inputs: NDArray[np.int8], *, fused: bool = True) -> dict[str, NDArray[np.int8]]:
@@ -45,7 +45,7 @@ class HostOnnxruntime:
         onnx = require("onnx", "onnx")
         protobuf = require("google.protobuf.message", "onnx")
         try:
-            model = onnx.load_model_from_string(_read(artifact))
+            model = onnx.load_model_from_string(read_model_file(artifact / FILE))
         except protobuf.DecodeError as error:
             raise DeviceError(
                 f"not a readable ONNX file ({error})", where=str(artifact / FILE), remedy="Export it again"
@@ -80,13 +80,6 @@ class _Session:
 
     def store(self, raw: NDArray[np.float32]) -> NDArray[np.int8]:
         return self._described.output.quantization.quantize(raw)
-
-
-def _read(artifact: Path) -> bytes:
-    try:
-        return (artifact / FILE).read_bytes()
-    except OSError as error:
-        raise DeviceError(f"the model can't be read ({error.strerror})", where=str(artifact / FILE)) from None
 
 
 def _load(content: bytes, artifact: Path) -> Any:

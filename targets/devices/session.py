@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdpipe.targets.devices.base import Measurement
+from kdpipe.targets.errors import DeviceError
 
 THREADS = 1
 """Threads of each runtime: latencies are those of one core, as they would be beside an application's other work."""
@@ -33,6 +35,18 @@ class Session(Protocol):
     def store(self, raw: NDArray[Any]) -> NDArray[np.int8]:
         """Turn what the model's output gives into stored integers, channels first."""
         ...
+
+
+def read_model_file(path: Path) -> bytes:
+    """Return the bytes of a model's file.
+
+    Raises:
+        DeviceError: it can't be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DeviceError(f"the model can't be read ({error.strerror})", where=str(path)) from None
 
 
 def measure_session(

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from kdpipe.stages.export import TargetName, export_graph
+from kdpipe.targets import openvino_numbers, reference, unrounded
 from kdpipe.targets.artifact import kdpipe_version, read_artifact
 from kdpipe.targets.errors import UnsupportedError, UsageError
 from kdpipe.targets.exporters import EXPORTERS
-from kdpipe.targets.graph import IntegerGraph, Node, Normalization
+from kdpipe.targets.graph import IntegerGraph, Node, Normalization, Operator
 from kdpipe.targets.graph_checks import check_graph
 from kdpipe.targets.graph_files import graph_key, save_graph
 from kdpipe.targets.tflite_model import unpack_model
@@ -72,6 +73,17 @@ def test_narrow_weights_make_small_files(random_graph, tmp_path: Path) -> None:
                 assert sizes[target, bits] == pytest.approx(count * bits / 8, abs=len(graph.nodes))
     assert sizes["onnx", 2] < sizes["onnx", 4] < sizes["onnx", 8]
     assert sizes["tflite", 2] == sizes["tflite", 4] < sizes["tflite", 8]
+
+
+@pytest.mark.parametrize("target", list(EXPORTERS))
+def test_every_operator_can_be_written(target: str) -> None:
+    """An operator that is added is added everywhere; C refuses some by size, by the layer's name."""
+    assert EXPORTERS[target].operators() == set(get_args(Operator))
+
+
+def test_every_operator_is_computed_and_those_that_round_are_known() -> None:
+    assert reference._OPERATORS.keys() == set(get_args(Operator))
+    assert unrounded._OPERATORS.keys() == set(openvino_numbers.ROUNDING)
 
 
 def test_the_stage_knows_every_target() -> None:

@@ -96,6 +96,14 @@ def test_a_valid_graph_is_built() -> None:
         (lambda: graph(conv(), quantization=Quantization(2.0**-40, 0)), "factor must be below"),
         (lambda: graph(conv(bias=np.full(3, 2**24, np.int32)), quantization=Quantization(2.0**-14, 0)), "leaves int32"),
         (lambda: graph(Linear(weight(3, 5), np.zeros(3, np.int32)), shape=(3,)), "take 5 features"),
+        # a factor just below 1 of a sum near int32's end, to which the zero point is added
+        (
+            lambda: graph(
+                conv(bias=np.full(3, 2**31 - 1 - 18 * 128, np.int32)),
+                quantization=Quantization(float(np.nextafter(np.float32(0.125), np.float32(1))), 0),
+            ),
+            "requantizing 2147483647 by 1 leaves int32",
+        ),
         (lambda: graph(MaxPool2d((2, 2), (2, 2)), (2, 2, 2), Quantization(0.25, 0)), "keep its input's quantization"),
         (lambda: graph(MaxPool2d((2, 2), (2, 2), (2, 0, 0, 0)), (2, 3, 2)), "not smaller than its window"),
         (lambda: graph(AveragePool2d((5, 5), (1, 1)), (2, 0, 0)), "does not fit"),
