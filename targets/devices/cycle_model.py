@@ -2,7 +2,7 @@
 
 Source: the instruction timings in Arm's technical reference manuals (Cortex-M4, r0p1, section 3.3.1; Cortex-M3, r2p1,
 section 18.2; Cortex-M0+, r0p1, section 3.3). A VMOV between core registers and those of the Cortex-M4's floating-point
-unit takes two cycles for two registers (the manual's table of FPU instructions, as in TI's SWCU192, table 3-27). For one
+unit takes two cycles for two registers (the manual's table of FPU instructions, as in TI SWCU192, table 3-27). For one
 register it is counted as one, as others state who time code for this core (compendium.i-0.nl, "FPU registers"); that
 table, as TI prints it, and GCC's model of the pipeline say two.
 
