@@ -33,6 +33,9 @@ class DataFreeDistillParams(PreciseParams):
     )
     candidates: int = Field(default=5, ge=1, le=1000, description="epochs that `agreement` chooses among")
     ema_decay: float = Field(default=0.99, ge=0, lt=1, description="share of the average that a step keeps")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="float32", description="of convolutions and products, the generator's included; auto as in distill"
+    )
     count: int = Field(default=2000, ge=10, le=10_000_000, description="images in the output `samples`")
     collapse_below: float = Field(
         default=0.5, ge=0, le=1, description="H(mean prediction) / log K under which the stage stops as collapsed"
