@@ -72,6 +72,20 @@ def test_every_layout_runs_and_equals_the_reference(
     np.testing.assert_array_equal(measured.outputs, reference.run(graph, inputs))
 
 
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no cc on the PATH")
+@pytest.mark.parametrize("core", ["generic", "cortex-m4"])
+@pytest.mark.parametrize("layout", NAMES)
+def test_the_call_in_the_readme_builds_and_passes(layout: str, core: str, graph: IntegerGraph, tmp_path: Path) -> None:
+    """As it stands there, by the shell."""
+    export(graph, tmp_path, core, layout)
+    readme = (tmp_path / "README.md").read_text(encoding="utf-8")
+    (call,) = (line.strip() for line in readme.splitlines() if line.startswith("    "))
+    done = subprocess.run(["sh", "-c", call], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert call.startswith("cc ")
+    assert (done.stderr, done.stdout.strip()) == ("", "6 golden vectors, 0 differences")
+
+
 def test_an_arduino_library_compiles_with_its_example(graph: IntegerGraph, tmp_path: Path) -> None:
     library = tmp_path / "library"
     export(graph, library, layout="arduino")

@@ -1,4 +1,4 @@
-"""clang-tidy's bugprone and cert checks and clang's static analyzer find nothing in what is written."""
+"""clang-tidy's bugprone and cert checks and clang's static analyzer find nothing in what is written, nor recursion."""
 
 import shutil
 import subprocess
@@ -82,8 +82,11 @@ def test_nothing_is_found_in_any_kernel(core: str, folder: str, rounding: str, r
 
 
 @pytest.mark.skipif(CLANG_TIDY is None, reason="clang-tidy is not installed")
-def test_a_planted_mistake_is_found(random_graph, tmp_path: Path) -> None:
+def test_planted_mistakes_are_found(random_graph, tmp_path: Path) -> None:
     export(replace(random_graph(3), name="keyword"), tmp_path)
     text = (tmp_path / "model.c").read_text()
-    (tmp_path / "model.c").write_text(text + "int planted(int *p) { p = 0; return *p; }\n")
-    assert "clang-analyzer-core.NullDereference" in clang_tidy(tmp_path, "generic", tmp_path / "model.c")
+    planted = "int planted(int *p) { p = 0; return *p; }\nint again(int n) { return n > 0 ? again(n - 1) : 0; }\n"
+    (tmp_path / "model.c").write_text(text + planted)
+    found = clang_tidy(tmp_path, "generic", tmp_path / "model.c")
+    assert "clang-analyzer-core.NullDereference" in found
+    assert "misc-no-recursion" in found

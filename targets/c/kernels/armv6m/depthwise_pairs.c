@@ -18,15 +18,13 @@ static int32_t unpack_taps(const kdp_depthwise_pairs *layer, int32_t c, int32_t 
     return negative;
 }
 
-static int has_row(const kdp_depthwise_pairs *layer, int32_t y)
+/* Where row y of the input begins, or -1 where there is none. */
+static int32_t row_at(const kdp_depthwise_pairs *layer, const kdp_rows *rows, int32_t y)
 {
-    return y >= 0 && y < layer->in_height;
-}
-
-/* Values of row y of the input; where there is none, what is not read. */
-static const int8_t *row_of(const kdp_depthwise_pairs *layer, const kdp_rows *rows, const int8_t *input, int32_t y)
-{
-    return has_row(layer, y) ? input + kdp_place(rows, y) * layer->in_width * layer->channels : input;
+    if (y < 0 || y >= layer->in_height) {
+        return -1;
+    }
+    return kdp_place(rows, y) * layer->in_width * layer->channels;
 }
 
 /* One channel of the input rows from `top` on, the lower half `below` rows further. */
@@ -38,17 +36,17 @@ static void put_plane(const kdp_depthwise_pairs *layer, const kdp_rows *rows, co
     const uint32_t padding = (uint32_t)(layer->in_zero_point + OFFSET);
     to += layer->pad_left;
     for (int32_t i = 0; i < count; i++, top++, to += layer->columns) {
-        const int8_t *const pair[2] = {row_of(layer, rows, input, top), row_of(layer, rows, input, top + below)};
-        const int has_first = has_row(layer, top);
-        const int has_second = has_row(layer, top + below);
-        if (has_first && has_second) {
+        const int32_t upper = row_at(layer, rows, top);
+        const int32_t lower = row_at(layer, rows, top + below);
+        if (upper >= 0 && lower >= 0) {
+            const int8_t *const pair[2] = {input + upper, input + lower};
             KDP(pair_values)(pair, to, width, layer->channels);
             continue;
         }
         for (int32_t x = 0; x < width; x++) {
             const int32_t place = x * layer->channels;
-            const uint32_t first = has_first ? (uint32_t)(pair[0][place] + OFFSET) : padding;
-            const uint32_t second = has_second ? (uint32_t)(pair[1][place] + OFFSET) : padding;
+            const uint32_t first = upper < 0 ? padding : (uint32_t)(input[upper + place] + OFFSET);
+            const uint32_t second = lower < 0 ? padding : (uint32_t)(input[lower + place] + OFFSET);
             to[x] = first | second << 16;
         }
     }
