@@ -6,7 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fuzz.drawn_graphs import fuzz_inputs
+from fuzz.edge_graphs import EDGES
 
+from kdpipe.targets import onnx as exporter
 from kdpipe.targets import reference
 from kdpipe.targets.errors import GraphError, UnsupportedError
 from kdpipe.targets.graph import Add, Concat, IntegerGraph, MaxPool2d, Softmax
@@ -151,3 +154,15 @@ def test_a_resize_that_is_told_more_is_refused(attributes: dict[str, Any], tmp_p
     large = file.node("Resize", file.rounded("image"), "", "", file.constant(size, np.int64), **how, **attributes)
     with pytest.raises(UnsupportedError, match="Resize"):
         reader.read_graph(file.write(tmp_path / "x.onnx", file.rounded(large)))
+
+
+@pytest.mark.parametrize("edge", list(EDGES))
+def test_our_own_files_come_back_the_same(edge: str, tmp_path: Path) -> None:
+    graph = EDGES[edge]()
+    (path,) = exporter.export(graph, tmp_path)
+    back = reader.read_graph(path)
+    assert [node.name for node in back.nodes] == [node.name for node in graph.nodes]
+    inputs = fuzz_inputs(graph)
+    expected, found = reference.run_all(graph, inputs), reference.run_all(back, inputs)
+    assert expected.keys() == found.keys()
+    assert all((expected[name] == found[name]).all() for name in expected)
