@@ -172,12 +172,13 @@ def _check_factor(factor: float, bound: int) -> None:
     """Refuse a factor that can't be applied, in int32 arithmetic, to integers of magnitude up to `bound`."""
     remedy = "Check the scales on both sides of this layer"
     try:
-        _, shift = quantize_multiplier(factor)
+        multiplier, shift = quantize_multiplier(factor)
     except ValueError as error:
         raise GraphError(str(error), remedy=remedy) from None
-    reach = bound << shift if shift > 0 else bound >> -shift
-    # Kernels add the zero point before they limit what they have scaled.
-    if overflows_int32(reach + LARGEST_ZERO_POINT):
+    shifted = bound << max(shift, 0)
+    # Kernels add the zero point before they limit what they have scaled, which rounding may have made one larger.
+    scaled = (shifted * multiplier >> 31 + max(-shift, 0)) + 1
+    if overflows_int32(shifted) or overflows_int32(scaled + LARGEST_ZERO_POINT):
         raise GraphError(f"requantizing {bound} by {factor:.6g} leaves int32", remedy=remedy)
 
 

@@ -96,11 +96,14 @@ def test_a_valid_graph_is_built() -> None:
         (lambda: graph(conv(), quantization=Quantization(2.0**-40, 0)), "factor must be below"),
         (lambda: graph(conv(bias=np.full(3, 2**24, np.int32)), quantization=Quantization(2.0**-14, 0)), "leaves int32"),
         (lambda: graph(Linear(weight(3, 5), np.zeros(3, np.int32)), shape=(3,)), "take 5 features"),
-        # a factor just below 1 of a sum near int32's end, to which the zero point is added
+        # a factor of 1 - 2**-24, and a sum near int32's end, to which the zero point is added
         (
             lambda: graph(
-                conv(bias=np.full(3, 2**31 - 1 - 18 * 128, np.int32)),
-                quantization=Quantization(float(np.nextafter(np.float32(0.125), np.float32(1))), 0),
+                conv(
+                    weight=weight(3, 2, 3, 3, scale=float(np.nextafter(np.float32(0.25), np.float32(0)))),
+                    bias=np.full(3, 2**31 - 1 - 18 * 128, np.int32),
+                ),
+                quantization=Quantization(0.125, 0),
             ),
             "requantizing 2147483647 by 1 leaves int32",
         ),

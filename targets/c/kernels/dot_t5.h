@@ -17,7 +17,7 @@ static inline int32_t kdp_row_length(int32_t count)
 }
 
 /* The next weight of a byte, which stays in `code`. */
-#define KDP_NEXT(code) (code = (code & 255u) * 3u, (int32_t)(code >> 8) - 1)
+#define KDP_NEXT(code) ((code) = ((code) & 255u) * 3u, (int32_t)((code) >> 8) - 1)
 
 #define KDP_STEP(i)                              \
     do {                                         \
