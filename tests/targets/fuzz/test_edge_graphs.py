@@ -17,7 +17,7 @@ def test_runtimes(edge: str, runtime: str, tmp_path: Path) -> None:
     RUNTIMES[runtime](graph, fuzz_inputs(graph), tmp_path)
 
 
-@pytest.mark.parametrize("core", [HOST, "cortex-m0plus", "cortex-m4"])
+@pytest.mark.parametrize("core", [HOST, "cortex-m4", pytest.param("cortex-m0plus", marks=pytest.mark.slow)])
 def test_c(core: str, compilers: Compilers) -> None:
     graphs = [replace(EDGES[edge](), rounding=rounding) for edge in EDGES for rounding in ("single", "tflite")]
     assert [[*EDGES][index // 2] for index in check_c(compilers, graphs, core)] == []
