@@ -278,6 +278,7 @@ def report(
 ) -> None:
     """Rebuild report.html and junit.xml from report.json, and print the summary."""
     with exit_codes():
+        require_directory(directory, "DIR", "Give the folder of a run, such as runs/NAME")
         from kdpipe.pipeline.board_figures import add_bench, split_bench_option
         from kdpipe.pipeline.output import write_pages, write_report
         from kdpipe.pipeline.report_json import read_report

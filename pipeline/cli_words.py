@@ -41,7 +41,9 @@ def spread_names(words: Sequence[str]) -> list[str]:
 
 
 def _repeated(option: str, names: str) -> list[str]:
-    return [part for name in names.split(",") if name for part in (option, name)]
+    # Without any name, the empty one stays: it is refused, where no option at all would mean every stage.
+    listed = [name for name in names.split(",") if name] or [""]
+    return [part for name in listed for part in (option, name)]
 
 
 def _is_file(word: str) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,10 +84,12 @@ def progress_sink(console: Console, clock: Clock = time.time) -> Iterator[events
     On a terminal, finished stages stay as lines and below them the running one is redrawn in place: its progress,
     its latest metrics, the time left. Elsewhere each event of weight is a line, and progress is a line at most every
     few seconds a stage.
+
+    A run does not end because its console does: see `falling_silent`.
     """
     state = State()
     if not console.is_terminal or console.is_dumb_terminal:
-        yield lambda event: _plain(event, state, console)
+        yield _enduring(lambda event: _plain(event, state, console), console)
         return
     view = Live(
         get_renderable=lambda: _live(state, console, clock()),
@@ -95,7 +98,29 @@ def progress_sink(console: Console, clock: Clock = time.time) -> Iterator[events
         transient=True,
     )
     with view:
-        yield lambda event: _lines(event, state, console)
+        yield _enduring(lambda event: _lines(event, state, console), console)
+
+
+def _enduring(show: events.Sink, console: Console) -> events.Sink:
+    def take(event: events.Event) -> None:
+        with falling_silent(console):
+            show(event)
+
+    return take
+
+
+@contextmanager
+def falling_silent(console: Console) -> Iterator[None]:
+    """Let a console print nothing any more once it can't: its reader has gone, or its disk is full."""
+    try:
+        yield
+    except (OSError, SystemExit):  # rich turns a broken pipe into SystemExit
+        console.quiet = True
+        # What its file still holds must not fail when the process ends.
+        with suppress(OSError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, console.file.fileno())
+            os.close(null)
 
 
 def _plain(event: events.Event, state: State, console: Console) -> None:

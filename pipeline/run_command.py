@@ -11,7 +11,7 @@ from rich.console import Console
 from kdpipe.pipeline.events import Event, StageFailed
 from kdpipe.pipeline.exit_codes import TERMINATED, Terminated
 from kdpipe.pipeline.pipeline_run import run_pipeline
-from kdpipe.pipeline.progress import progress_sink
+from kdpipe.pipeline.progress import falling_silent, progress_sink
 from kdpipe.pipeline.runner import RunResult
 from kdpipe.pipeline.spec_file import load_spec
 from kdpipe.pipeline.storage import storage_errors
@@ -50,8 +50,12 @@ def run_command(
     spec = load_spec(file, overrides, stages)
     folder = out or Path("runs") / spec.name
     root = store or default_root()
-    _prepare(folder, "--out", "Choose another folder with --out")
-    _prepare(root, "--store", "Choose another directory with --store or KDPIPE_STORE")
+    elsewhere, in_store = "Choose another folder with --out", "Choose another directory with --store or KDPIPE_STORE"
+    _require_unicode(file, "FILE", "Rename the folder or the file")
+    _require_unicode(folder, "--out", elsewhere)
+    _require_unicode(root, "--store", in_store)
+    _prepare(folder, "--out", elsewhere)
+    _prepare(root, "--store", in_store)
     failures: list[StageFailed] = []
 
     def note_failure(event: Event) -> None:
@@ -61,8 +65,16 @@ def run_command(
     console = Console(stderr=False)
     with progress_sink(console) as display:
         result = run_pipeline(spec, Store(root), folder, [display, note_failure], only=only, force=force)
-    _close(result, failures, folder, debug)
+    _close(result, failures, folder, debug, console)
     return TERMINATED if isinstance(result.interruption, Terminated) else result.exit_code
+
+
+def _require_unicode(path: Path, where: str, remedy: str) -> None:
+    # Reports, pages and the log name files, and are text.
+    try:
+        str(path.resolve()).encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"a path that is not Unicode: {path.resolve()}", where=where, remedy=remedy) from None
 
 
 def _prepare(directory: Path, option: str, remedy: str) -> None:
@@ -75,8 +87,8 @@ def _prepare(directory: Path, option: str, remedy: str) -> None:
         raise UsageError(f"{error.message}: {error.where}", where=option, remedy=remedy) from error
 
 
-def _close(result: RunResult, failures: Sequence[StageFailed], folder: Path, debug: bool) -> None:
-    """Print what failed and where to look; on stderr the failures, so that scripts find them there."""
+def _close(result: RunResult, failures: Sequence[StageFailed], folder: Path, debug: bool, console: Console) -> None:
+    """Print where to look, and on stderr what failed, so that scripts find it there."""
     errors = Console(stderr=True)
 
     def say(text: str) -> None:
@@ -91,5 +103,5 @@ def _close(result: RunResult, failures: Sequence[StageFailed], folder: Path, deb
         say(f"kdpipe: the whole story is in {folder / 'log.jsonl'}{hint}")
     if result.interrupted:
         say("kdpipe: interrupted. What is finished is kept: the next run goes on from here")
-    print_path = Console().print
-    print_path(f"report: {folder / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+    with falling_silent(console):
+        console.print(f"report: {folder / 'report.html'}", markup=False, highlight=False, soft_wrap=True)

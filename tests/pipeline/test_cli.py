@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -79,7 +80,7 @@ def test_planning_loads_no_torch(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-COMMANDS = ["run", "plan", "export", "validate", "diff", "report", "ls", "schema", "doctor", "init"]
+COMMANDS = ["run", "plan", "export", "validate", "diff", "clean", "report", "ls", "schema", "doctor", "init"]
 
 
 def test_the_promised_commands_are_there(kdpipe: Any, tmp_path: Path) -> None:
@@ -105,6 +106,8 @@ def test_each_command_has_help(kdpipe: Any, tmp_path: Path, command: str) -> Non
         (["plan", "pipeline.yaml", "--set", "stages.teachers.epoch=3"], "Did you mean epochs?"),
         (["plan", "pipeline.yaml", "--only", "teecher"], "unknown stage 'teecher'"),
         (["plan", "pipeline.yaml", "--only"], "requires an argument"),
+        (["plan", "pipeline.yaml", "--only", ""], "unknown stage ''"),
+        (["plan", "pipeline.yaml", "--force=,"], "unknown stage ''"),
         (["run", "pipeline.yaml", "--out", "pipeline.yaml/out"], "a file stands where a directory is needed"),
         (["run", "pipeline.yaml", "--store", "pipeline.yaml/store"], "a file stands where a directory is needed"),
         (["export", "onnx", "nowhere", "-o", "out"], "no such directory: nowhere"),
@@ -121,6 +124,9 @@ def test_each_command_has_help(kdpipe: Any, tmp_path: Path, command: str) -> Non
         (["validate", ".", "--data", "digits.tset"], "'digits' has no split 'tset'. Did you mean test?"),
         (["validate", ".", "--data", "."], "no split here"),
         (["ls", "networks"], "networks"),
+        (["report", "nowhere"], "DIR: no such directory: nowhere"),
+        (["report", "pipeline.yaml"], "DIR: no such directory: pipeline.yaml"),
+        (["clean", "missing.yaml"], "missing.yaml: no such file"),
         (["init"], "is there already"),
     ],
 )
@@ -222,6 +228,28 @@ def test_a_failed_stage_ends_with_3_and_says_what_where_and_the_log(toy: Any) ->
     assert "Traceback" in errors
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are not UTF-8")
+@pytest.mark.parametrize(("option", "where"), [("--out", "--out"), ("--store", "--store"), ("file", "FILE")])
+def test_a_path_that_is_not_unicode_is_refused_before_anything_runs(toy: Any, option: str, where: str) -> None:
+    odd = toy.folder / os.fsdecode(b"odd\xff")
+    if option == "file":
+        odd.mkdir()
+        toy.file = toy.file.rename(odd / "pipeline.yaml")
+    code, _, errors = toy_run(toy, *([option, str(odd)] if option != "file" else []))
+    assert code == 2
+    assert errors.startswith(f"kdpipe: {where}: a path that is not Unicode: ")
+    assert not toy.out.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="closed pipes of POSIX")
+def test_a_run_goes_on_when_nobody_reads_what_it_prints(toy: Any) -> None:
+    run = toy.process()
+    run.stdout.close()
+    assert run.wait(timeout=60) == 0, run.stderr.read()
+    assert run.stderr.read() == ""
+    assert json.loads((toy.out / "report.json").read_text())["status"] == "passed"
+
+
 def test_only_and_force(toy: Any) -> None:
     assert toy_run(toy, "--only", "teacher", "rounded")[0] == 0
     report = json.loads((toy.out / "report.json").read_text())
@@ -239,6 +267,7 @@ def test_only_and_force(toy: Any) -> None:
         ("run p.yaml --only=a,b --force c", "run p.yaml --only a --only b --force c"),
         ("run p.yaml --only a --only b", "run p.yaml --only a --only b"),
         ("run p.yaml --only", "run p.yaml --only"),
+        ("run p.yaml --only a,,b", "run p.yaml --only a --only b"),
         ("run p.yaml --only --debug", "run p.yaml --only --debug"),
         ("export c runs/x/model -o d", "export c runs/x/model -o d"),
     ],

@@ -1,3 +1,4 @@
+import errno
 import io
 
 import pytest
@@ -50,6 +51,23 @@ def test_plain_lines_name_stage_epoch_metrics_and_time_left():
     assert lines[1] == "student: started (seed changed)"
     assert lines[2] == "student: epoch 5 of 20, loss 0.2, accuracy 90.0 %, 15 s left"
     assert "\x1b" not in "".join(lines)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_console_that_fails_once_is_silent_from_then_on(terminal):
+    screen = Screen(terminal=terminal)
+    console = screen.console
+    taken = []
+
+    def full(text):
+        taken.append(text)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with progress_sink(console, clock=screen.clock) as sink:
+        console.file.write = full
+        for event in [started("student"), *epochs("student", 20)]:
+            sink(event)
+    assert len(taken) == 1
 
 
 def test_plain_progress_is_throttled_to_one_line_in_an_interval():

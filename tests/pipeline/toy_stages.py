@@ -252,7 +252,7 @@ def main() -> None:
                     out=Path(chosen["--out"][-1]) if "--out" in chosen else None,
                     only=chosen.get("--only", []),
                     force=chosen.get("--force", []),
-                    store=Path(chosen["--store"][0]) if "--store" in chosen else None,
+                    store=Path(chosen["--store"][-1]) if "--store" in chosen else None,
                     debug="--debug" in words,
                     stages=registry(module),
                 )
