@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -24,6 +23,7 @@ from kdpipe.pipeline.report_schema import (
 from kdpipe.pipeline.runner import RunResult, StageResult
 from kdpipe.pipeline.store import Entry, StoredOutput
 from kdpipe.targets.errors import ArtifactError
+from kdpipe.targets.json_files import read_json
 
 
 def build_report(result: RunResult, out: Path, figures: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def read_report(folder: Path) -> dict[str, Any]:
     """
     path = folder / "report.json"
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = read_json(path)
     except FileNotFoundError:
         raise ArtifactError(
             "no report.json here", where=str(folder), remedy="Give the folder of a run, such as runs/NAME"

@@ -36,6 +36,7 @@ from kdpipe.pipeline.storage import (
     write_atomically,
 )
 from kdpipe.targets.errors import ArtifactError, StorageError
+from kdpipe.targets.json_files import MALFORMED, read_json
 
 FORMAT = 1
 SCRATCH_DAYS = 7
@@ -123,6 +124,10 @@ _Signature = tuple[tuple[str, int, int, int], ...]
 """Path, size, time of change and inode number of every file of an execution."""
 
 
+class OtherFormatError(ArtifactError):
+    """An execution of a kdpipe that writes another format: it can't be read, and nothing says that it is damaged."""
+
+
 class Store:
     """The artifacts under one directory, which any number of runs may use at once.
 
@@ -150,10 +155,12 @@ class Store:
         return Lookup(None, tuple(corrupted))
 
     def discard_corrupted(self, key: str) -> None:
-        """Remove the executions of `key` that are not intact."""
+        """Remove the executions of `key` that are not intact. Those of another format stay: another kdpipe's."""
         for directory in self._executions(key):
             try:
                 verify_outputs(directory, read_manifest(directory))
+            except OtherFormatError:
+                continue
             except ArtifactError:
                 self._remove(directory)
 
@@ -221,7 +228,7 @@ class Store:
     def recall(self, pipeline: str, stage: str) -> Mapping[str, Any] | None:
         """Return what was last remembered of a stage, or None."""
         try:
-            parts = json.loads(self._latest(pipeline, stage).read_text(encoding="utf-8"))
+            parts = read_json(self._latest(pipeline, stage))
         except (OSError, ValueError):
             return None
         return parts if isinstance(parts, dict) else None
@@ -337,12 +344,13 @@ def read_manifest(directory: Path) -> Manifest:
     """Read the manifest of an execution.
 
     Raises:
-        ArtifactError: it is missing, unreadable or of another format.
+        OtherFormatError: another version of kdpipe wrote it.
+        ArtifactError: it is missing or unreadable.
     """
     try:
-        content = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        content = read_json(directory / MANIFEST)
         if content["format"] != FORMAT:
-            raise ArtifactError(f"of format {content['format']}, this kdpipe reads {FORMAT}", where=MANIFEST)
+            raise OtherFormatError(f"of format {content['format']}, this kdpipe reads {FORMAT}", where=MANIFEST)
         if content.pop("checksum") != sha256_of_json(content):
             raise ArtifactError("its content is not what its checksum says", where=MANIFEST)
         content["outputs"] = {
@@ -352,7 +360,7 @@ def read_manifest(directory: Path) -> Manifest:
         return Manifest(**content)
     except FileNotFoundError:
         raise ArtifactError("missing", where=MANIFEST) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except MALFORMED as error:
         raise ArtifactError(f"unreadable ({error})", where=MANIFEST) from None
 
 

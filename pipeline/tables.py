@@ -20,7 +20,7 @@ from kdpipe.pipeline.listing import Row, shown
 from kdpipe.pipeline.matrix import Matrix
 from kdpipe.pipeline.plan import Step
 from kdpipe.pipeline.report.difference_view import COLUMNS, difference_cells
-from kdpipe.pipeline.report.document import LayerDifference
+from kdpipe.pipeline.report.document import LayerDifference, parse_report
 from kdpipe.pipeline.report.formatting import plural, steps
 from kdpipe.pipeline.report.gates import sentence
 from kdpipe.stages.diff import ArtifactDifference
@@ -142,8 +142,9 @@ def figures(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("format", str(record["format"])),
         *([("board", str(record["board"]))] if record.get("board") else []),
         ("device", str(record["device"])),
-        ("accuracy", f"{100 * record['accuracy']:.2f} % of {record['samples']} images"),
     ]
+    if record["accuracy"] is not None:
+        rows.append(("accuracy", f"{100 * record['accuracy']:.2f} % of {record['samples']} images"))
     if record.get("baseline_accuracy") is not None:
         rows.append(("baseline", f"{100 * record['baseline_accuracy']:.2f} %"))
     if parity := record.get("parity"):
@@ -158,7 +159,9 @@ def figures(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     if weights := record.get("weight_bytes"):
         rows.append(("weights alone", weights_in_words(weights)))
     if latency := record.get("latency_ms"):
-        told = f"{latency['median']:.3f} ms median, {latency['p95']:.3f} ms p95"
+        told = f"{latency['median']:.3f} ms median"
+        if latency["p95"] is not None:
+            told += f", {latency['p95']:.3f} ms p95"
         if clock := record.get("clock"):
             told += f", estimated at {clock['mhz']:g} MHz"
             told += f" with a wait-state factor of {clock['wait_state_factor']:g}"
@@ -218,7 +221,12 @@ def progress_bar(unit: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def print_report(report: Mapping[str, Any], folder: Path) -> None:
-    """Print the summary of a report."""
+    """Print the summary of a report.
+
+    Raises:
+        ArtifactError: it is not a report.
+    """
+    report = parse_report(report).model_dump()
     table = _table("stage", "uses", "status", "seconds")
     for stage in report["stages"]:
         table.add_row(
@@ -235,7 +243,7 @@ def print_report(report: Mapping[str, Any], folder: Path) -> None:
                 Text(target["name"]),
                 Text(target["format"]),
                 Text(target["device"]),
-                Text(f"{100 * target['accuracy']:.2f} %"),
+                Text(rows.get("accuracy", "-").split(" of ")[0]),
                 Text(rows.get("top-1 agreement with the reference", "-")),
                 Text(rows.get("size", "-").split(" in ")[0]),
                 Text(rows.get("weights alone", "-").split(",")[0]),

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdpipe.models.registry import MODELS
 from kdpipe.targets.errors import ArtifactError, DataError, KdpipeError
+from kdpipe.targets.json_files import MALFORMED, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -339,7 +340,7 @@ def _write_json(path: Path, document: Mapping[str, Any]) -> None:
 
 def _read_json(path: Path, *keys: str) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
     except (OSError, ValueError) as error:
         raise ArtifactError(f"can't be read: {error}", where=str(path)) from None
     if not isinstance(document, dict) or document.get("format") != FORMAT:
@@ -363,7 +364,7 @@ def _read_tensors(path: Path, *keys: str) -> dict[str, torch.Tensor]:
 
     try:
         tensors = load(path.read_bytes())
-    except (OSError, SafetensorError, ValueError) as error:
+    except (SafetensorError, *MALFORMED) as error:
         raise ArtifactError(f"can't be read: {error}", where=str(path)) from None
     if missing := [key for key in keys if key not in tensors]:
         raise ArtifactError(f"lacks {', '.join(missing)}", where=str(path))

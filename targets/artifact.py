@@ -12,6 +12,7 @@ from typing import Any
 from kdpipe.targets.errors import ArtifactError, GraphError, KdpipeError
 from kdpipe.targets.fixed_point import Rounding
 from kdpipe.targets.graph import Conv2d, IntegerGraph, Linear, Normalization, Quantization, TensorType
+from kdpipe.targets.json_files import MALFORMED, read_json
 
 FORMAT = 1
 FILE = "artifact.json"
@@ -217,7 +218,7 @@ def read_artifact(directory: Path) -> ExportedArtifact:
     """
     path = directory / FILE
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
         if document["format"] != FORMAT:
             raise ArtifactError(f"format {document['format']}, this kdpipe reads {FORMAT}", where=str(path))
         return _from_json(document)
@@ -229,7 +230,7 @@ def read_artifact(directory: Path) -> ExportedArtifact:
         ) from None
     except KdpipeError as error:
         raise ArtifactError(error.message, where=str(path), remedy=error.remedy) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except MALFORMED as error:
         raise ArtifactError(f"not a readable artifact.json ({error})", where=str(path)) from None
 
 

@@ -98,6 +98,8 @@ def _check_integers(node: Node) -> None:
             numbers = () if value is None else value if isinstance(value, tuple) else (value,)
             if not all(is_integer(number) and (least is None or number >= least) for number in numbers):
                 raise GraphError(f"its {name} {value} is out of range")
+            if isinstance(value, tuple) and len(value) != (expected := 4 if name == "padding" else 2):
+                raise GraphError(f"its {name} {value} has {len(value)} numbers instead of {expected}")
 
 
 def _check_node(node: Node, inputs: list[TensorType]) -> None:

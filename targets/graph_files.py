@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdpipe.targets.errors import ArtifactError, KdpipeError
+from kdpipe.targets.errors import ArtifactError, KdpipeError, placed
 from kdpipe.targets.graph import (
     Add,
     AveragePool2d,
@@ -35,6 +35,7 @@ from kdpipe.targets.graph import (
     Upsample,
     Weight,
 )
+from kdpipe.targets.json_files import MALFORMED, read_json, read_text
 
 FORMAT = 1
 KIND = "integer-graph"
@@ -106,18 +107,16 @@ def load_graph(directory: Path) -> IntegerGraph:
         ArtifactError: a file is missing, unreadable or does not describe a graph.
         GraphError: the graph it describes is invalid.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     path = directory / STRUCTURE_FILE
     try:
-        structure = json.loads(path.read_text(encoding="utf-8"))
-        constants = load_file(directory / CONSTANTS_FILE)
+        structure = read_json(path)
         if structure["format"] != FORMAT:
             raise ArtifactError(
                 f"integer graph format {structure['format']}, this kdpipe reads {FORMAT}", where=str(path)
             )
-        return _graph_from_json(structure, constants)
+        constants = _load_constants(directory / CONSTANTS_FILE)
+        with placed(str(path)):
+            return _graph_from_json(structure, constants)
     except KdpipeError:
         raise
     except FileNotFoundError as error:
@@ -126,8 +125,19 @@ def load_graph(directory: Path) -> IntegerGraph:
             where=str(directory),
             remedy="Give the directory of a quantized model, such as runs/NAME/model",
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+    except MALFORMED as error:
         raise ArtifactError(f"not a readable integer graph ({error})", where=str(path)) from None
+
+
+def _load_constants(path: Path) -> dict[str, NDArray[Any]]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    content = path.read_bytes()
+    try:
+        return load(content)
+    except (SafetensorError, *MALFORMED) as error:
+        raise ArtifactError(f"not a readable file of constants ({error})", where=str(path)) from None
 
 
 def _operator_to_json(op: Operator) -> dict[str, Any]:
@@ -149,22 +159,21 @@ def _graph_from_json(structure: dict[str, Any], constants: dict[str, NDArray[Any
     normalization = structure["normalization"]
     return IntegerGraph(
         name=structure["name"],
-        input_name=structure["input_name"],
+        input_name=read_text(structure["input_name"]),
         input=_tensor_from_json(structure["input"]),
-        nodes=tuple(
-            Node(
-                node["name"],
-                _operator_from_json(node["name"], node["op"], constants),
-                tuple(node["inputs"]),
-                _tensor_from_json(node["output"]),
-            )
-            for node in structure["nodes"]
-        ),
+        nodes=tuple(_node_from_json(node, constants) for node in structure["nodes"]),
         rounding=structure["rounding"],
-        class_names=tuple(structure["class_names"]),
+        class_names=tuple(map(read_text, structure["class_names"])),
         normalization=normalization and Normalization(tuple(normalization["mean"]), tuple(normalization["std"])),
         metadata=structure["metadata"],
     )
+
+
+def _node_from_json(node: dict[str, Any], constants: dict[str, NDArray[Any]]) -> Node:
+    name = read_text(node["name"])
+    with placed(f"layer {name}"):
+        operator = _operator_from_json(name, node["op"], constants)
+        return Node(name, operator, tuple(node["inputs"]), _tensor_from_json(node["output"]))
 
 
 def _tensor_from_json(tensor: dict[str, Any]) -> TensorType:
@@ -182,4 +191,4 @@ def _operator_from_json(name: str, op: dict[str, Any], constants: dict[str, NDAr
         return Conv2d(weight, constants[f"{name}.bias"], **fields)
     if kind == "Linear":
         return Linear(weight, constants[f"{name}.bias"], **fields)
-    raise ArtifactError(f"unknown operator {kind!r}", where=f"layer {name}")
+    raise ArtifactError(f"unknown operator {kind!r}")

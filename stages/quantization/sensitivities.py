@@ -12,6 +12,7 @@ from typing import Any, Literal
 from kdpipe.stages.base import Grid
 from kdpipe.stages.quantization.configuration import Layer
 from kdpipe.targets.errors import ArtifactError
+from kdpipe.targets.json_files import MALFORMED, read_json
 
 FORMAT = 1
 FILE = "sensitivity.json"
@@ -97,7 +98,7 @@ def load_sensitivity(directory: Path) -> Sensitivity:
     """
     path = directory / FILE
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
         if document["format"] != FORMAT:
             raise ArtifactError(f"format {document['format']}, this kdpipe reads {FORMAT}", where=str(path))
         return Sensitivity(
@@ -111,7 +112,7 @@ def load_sensitivity(directory: Path) -> Sensitivity:
                 for entry in document["activations"]
             },
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except MALFORMED as error:
         raise ArtifactError(f"not a readable analysis of sensitivities ({error})", where=str(path)) from None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from kdpipe.targets.c.cores import FEATURES, GENERIC, missing_features
 from kdpipe.targets.c.generator import LAYERS_FILE
 from kdpipe.targets.c.packing import to_channels_first, to_channels_last
 from kdpipe.targets.errors import ArtifactError, DeviceError
+from kdpipe.targets.json_files import MALFORMED, read_json
 
 MAIN_SOURCE = "model.c"
 """Where the network's function is, in whatever folder."""
@@ -214,7 +214,7 @@ def load_arena(directory: Path) -> Arena:
     """
     path = directory / LAYERS_FILE
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
         arena = document["arena"]
         return Arena(
             int(arena["bytes"]),
@@ -225,14 +225,14 @@ def load_arena(directory: Path) -> Arena:
             ),
             tuple(str(layer["name"]) for layer in document["layers"]),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except MALFORMED as error:
         raise _unreadable(path, error) from None
 
 
 def _load_layers(path: Path) -> tuple[tuple[ProgramLayer, ...], tuple[int, ...]]:
     """Return the layers, and the order of execution."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
         layers = tuple(
             ProgramLayer(
                 str(layer["name"]),
@@ -245,7 +245,7 @@ def _load_layers(path: Path) -> tuple[tuple[ProgramLayer, ...], tuple[int, ...]]
             for layer in document["layers"]
         )
         turns = tuple(int(number) for number in document["turns"].split())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except MALFORMED as error:
         raise _unreadable(path, error) from None
     if set(turns) != set(range(len(layers))):
         raise _unreadable(path, ValueError("turns of other layers"))

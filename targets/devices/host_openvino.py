@@ -90,7 +90,7 @@ def _read(artifact: Path) -> tuple[Any, Any]:
     core = openvino.Core()
     try:
         return core, core.read_model(artifact / STRUCTURE_FILE)
-    except RuntimeError as error:
+    except (RuntimeError, UnicodeDecodeError) as error:  # the latter from a message that quotes the file
         raise _load_error(error, artifact) from None
 
 
@@ -107,7 +107,7 @@ def _compile(core: Any, model: Any, artifact: Path) -> Any:
         raise _load_error(error, artifact) from None
 
 
-def _load_error(error: RuntimeError, artifact: Path) -> DeviceError:
+def _load_error(error: RuntimeError | UnicodeDecodeError, artifact: Path) -> DeviceError:
     reason = str(error).strip().split("\n")[-1]
     return DeviceError(
         f"openvino can't load the model ({reason})", where=str(artifact / STRUCTURE_FILE), remedy="Export it again"

@@ -29,7 +29,7 @@ def class_names(text: str | None, shape: tuple[int, ...]) -> tuple[str, ...]:
     """Return the names that kdpipe's own files carry, or none."""
     try:
         names = json.loads(text or "[]")
-    except ValueError:
+    except (ValueError, RecursionError):
         return ()
     return tuple(map(str, names)) if isinstance(names, list) and (len(names),) == shape else ()
 
@@ -38,7 +38,7 @@ def normalization(properties: Mapping[str, str], channels: int) -> Normalization
     """Return the normalization that kdpipe's own files carry, or None."""
     try:
         mean, std = (tuple(map(float, json.loads(properties[key]))) for key in ("mean", "std"))
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, RecursionError):
         return None
     if len(mean) != channels or len(std) != channels or not np.isfinite([*mean, *std]).all() or min(std) <= 0:
         return None

@@ -298,3 +298,29 @@ def test_report_rebuilds_the_pages_and_prints_the_summary(kdpipe: Any, toy: Any)
     assert "teacher" in done.stdout
     assert "failed" in done.stdout
     assert kdpipe("report", str(toy.folder), folder=toy.folder).returncode == 3
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "code"),
+    [
+        ('"uses": "learn",', "", 0),
+        ('"accuracy": 0.9,', "", 0),
+        ('"gates": [', '"others": [', 0),
+        ('"p95": 2.0', '"p95": null', 0),
+        ('"uses": "learn"', '"uses": "\\u001b[2J"', 0),
+        ('"name": "teacher"', '"name": 3', 3),
+        ("{", "[" * 100_000, 3),
+    ],
+)
+def test_a_report_that_somebody_changed_is_shown_or_refused(
+    kdpipe: Any, toy: Any, before: str, after: str, code: int
+) -> None:
+    toy.run()
+    file = toy.out / "report.json"
+    text = file.read_text(encoding="utf-8")
+    assert before in text
+    file.write_text(text.replace(before, after), encoding="utf-8")
+    done = kdpipe("report", str(toy.out), folder=toy.folder)
+    assert done.returncode == code, done.stderr
+    assert "defect" not in done.stderr
+    assert "\x1b" not in done.stdout

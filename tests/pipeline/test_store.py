@@ -106,6 +106,16 @@ def corrupt_syntax(file: Path) -> str:
     return "manifest.json: unreadable"
 
 
+def corrupt_by_nesting(file: Path) -> str:
+    (file.parents[2] / "manifest.json").write_text("[" * 100_000)
+    return "manifest.json: unreadable (nested too deeply)"
+
+
+def corrupt_by_infinity(file: Path) -> str:
+    (file.parents[2] / "manifest.json").write_text('{"format": 1, "checksum": "", "seconds": 1e999}')
+    return "manifest.json: unreadable"
+
+
 def corrupt_into_a_directory(file: Path) -> str:
     file.unlink()
     file.mkdir()
@@ -119,6 +129,8 @@ CORRUPTIONS = [
     corrupt_by_addition,
     corrupt_manifest,
     corrupt_syntax,
+    corrupt_by_nesting,
+    corrupt_by_infinity,
     corrupt_into_a_directory,
 ]
 
@@ -140,6 +152,25 @@ def test_a_corrupted_artifact_is_reported_and_rebuilt_never_used(toy: Any, corru
     assert len(warnings) == 1
     assert "rounded: artifact corrupted" in warnings[0].message
     assert toy.ran() == []
+
+
+def test_what_another_version_wrote_is_not_used_and_stays(toy: Any) -> None:
+    toy.run()
+    entry = toy.plan()["rounded"].entry
+    manifest = entry.directory / "manifest.json"
+    later = json.dumps(json.loads(manifest.read_text()) | {"format": 2})
+    manifest.write_text(later)
+    assert "of format 2, this kdpipe reads 1" in toy.plan()["rounded"].reasons[0]
+    assert toy.ran() == ["rounded"]
+    assert manifest.read_text() == later
+    assert toy.ran() == []
+
+
+def test_what_was_last_known_of_a_stage_may_be_damaged(toy: Any) -> None:
+    toy.run()
+    for file in (toy.store.root / "latest" / "toy").iterdir():
+        file.write_text("[" * 100_000)
+    assert toy.plan("stages.teacher.epochs=4")["teacher"].reasons == ("new",)
 
 
 def test_an_older_intact_execution_stands_in_for_a_corrupted_one(tmp_path: Path) -> None:

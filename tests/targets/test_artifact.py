@@ -94,6 +94,7 @@ def test_a_wrong_document_is_refused(random_graph, tmp_path: Path, change: dict[
         ({"type": "int4"}, "has type 'int4'"),
         ({"layout": "CHWN"}, "has layout 'CHWN'"),
         ({"shape": "abc"}, "not a readable"),
+        ({"zero_point": float("inf")}, "not a readable"),
     ],
 )
 def test_a_wrong_tensor_is_refused(random_graph, tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -105,7 +106,7 @@ def test_a_wrong_tensor_is_refused(random_graph, tmp_path: Path, change: dict[st
         read_artifact(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}', "\x00", "null"])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}', "\x00", "null", "[" * 100_000])
 def test_what_is_no_document_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / FILE).write_text(text)
     with pytest.raises(ArtifactError):

@@ -132,6 +132,7 @@ def test_a_valid_graph_is_built() -> None:
         (lambda: graph(conv(weight=weight(3, 2))), r"its weights have the shape \[3, 2\]"),
         (lambda: graph(conv(stride=(1.0, 1))), r"its stride \(1.0, 1\) is out of range"),
         (lambda: graph(conv(dilation=(0, 1))), "its dilation"),
+        (lambda: graph(conv(dilation=(1,))), "1 numbers instead of 2"),
         (lambda: graph(conv(padding=(1, 1, 1, -1))), "its padding"),
         (lambda: graph(MaxPool2d((2, 2), (0, 1)), (2, 3, 3)), r"its stride \(0, 1\) is out of range"),
         (lambda: graph(MaxPool2d((2, 2), (1, 1), (-1, 0, 0, 0)), (2, 2, 3)), "its padding"),

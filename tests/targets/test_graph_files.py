@@ -87,7 +87,10 @@ def test_damaged_files_are_refused(graph: IntegerGraph, tmp_path: Path) -> None:
     save_graph(graph, tmp_path)
     constants = tmp_path / "weights.safetensors"
     constants.write_bytes(constants.read_bytes()[:-40])
-    with pytest.raises(ArtifactError, match="not a readable integer graph"):
+    with pytest.raises(ArtifactError, match=r"weights\.safetensors: not a readable"):
+        load_graph(tmp_path)
+    constants.unlink()
+    with pytest.raises(ArtifactError, match=r"weights\.safetensors is missing"):
         load_graph(tmp_path)
 
 
@@ -98,6 +101,8 @@ def test_damaged_files_are_refused(graph: IntegerGraph, tmp_path: Path) -> None:
         ({"nodes": [{}]}, "not a readable"),
         ({"input": []}, "not a readable"),
         ({"name": 3}, "not a readable"),
+        ({"class_names": [1.5]}, "expected text, found 1.5"),
+        ({"input_name": "\ud800"}, "surrogates not allowed"),
     ],
 )
 def test_wrong_structure_is_refused(graph: IntegerGraph, tmp_path: Path, change: dict, error: str) -> None:
@@ -106,6 +111,25 @@ def test_wrong_structure_is_refused(graph: IntegerGraph, tmp_path: Path, change:
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises((ArtifactError, GraphError), match=error):
         load_graph(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "error"),
+    [
+        ('"bits": 2', '"bits": 1', "layer a: "),
+        ('"zero_point": -3', '"zero_point": 1e999', "integers"),
+        ("{", "[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_what_is_wrong_inside_is_named_with_the_file(
+    graph: IntegerGraph, tmp_path: Path, before: str, after: str, error: str
+) -> None:
+    save_graph(graph, tmp_path)
+    path = tmp_path / "graph.json"
+    path.write_text(path.read_text().replace(before, after))
+    with pytest.raises((ArtifactError, GraphError), match=error) as raised:
+        load_graph(tmp_path)
+    assert str(raised.value).startswith(str(path))
 
 
 def test_unknown_operators_are_named(graph: IntegerGraph, tmp_path: Path) -> None:

@@ -75,6 +75,15 @@ def test_a_damaged_model_is_refused(exported, random_inputs) -> None:
             assert refused.value.where == str(path)
 
 
+def test_a_message_of_openvino_that_is_not_text(random_graph, random_inputs, tmp_path: Path) -> None:
+    graph = random_graph(0)
+    EXPORTERS["openvino"].export(graph, tmp_path)
+    path = tmp_path / RUNTIMES["openvino"]
+    path.write_bytes(path.read_bytes().replace(b'"Parameter"', b'"Param\xffter"'))
+    with pytest.raises(DeviceError, match="can't load the model"):
+        host.create().measure(tmp_path, random_inputs(graph, 1))
+
+
 def test_a_missing_model_is_refused(exported, random_inputs) -> None:
     target, graph, directory = exported
     (directory / RUNTIMES[target]).unlink()
