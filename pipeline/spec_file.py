@@ -279,8 +279,12 @@ class _Checker:
         ):
             return f"the path {file!r} leaves the pipeline file's folder", "Copy or link the file into the folder"
         path = self._folder / file
-        if not (path.is_dir() if is_folder else path.is_file()):
-            what = "folder" if is_folder else "file"
+        what = "folder" if is_folder else "file"
+        try:
+            is_there = path.is_dir() if is_folder else path.is_file()
+        except OSError as error:  # a name too long, a folder that may not be read
+            return f"the {what} {file!r} can't be read ({error.strerror or error})", "Give another"
+        if not is_there:
             return f"no such {what}: {file!r}", f"Paths are relative to {self._folder}"
         return None
 

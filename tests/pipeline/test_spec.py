@@ -276,6 +276,13 @@ BAD: dict[str, tuple[str, int, int, str, str | None]] = {
         "no such file: 'w.bin'",
         None,
     ),
+    "file whose name no disk can hold": (
+        f"  a: {{uses: learn, data: '${{data.digits.train}}', options: [{{weights: {'w' * 300}}}]}}\n",
+        6,
+        70,
+        "can't be read (",
+        None,
+    ),
     "folder that is not there": (
         "  a: {uses: learn, data: '${data.digits.train}', options: [{folder: pictures}]}\n",
         6,
