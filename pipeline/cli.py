@@ -355,7 +355,7 @@ def require_model(path: Path, where: str) -> None:
     from kdpipe.targets.errors import UsageError
 
     remedy = "Give the directory of a quantized model, such as runs/NAME/model, or a QDQ ONNX file"
-    if path.is_file():
+    if is_there(path, where) and path.is_file():
         if path.suffix.lower() != ".onnx":
             raise UsageError(f"{path} is neither a directory nor an .onnx file", where=where, remedy=remedy)
     else:
@@ -370,8 +370,22 @@ def require_directory(path: Path, where: str, remedy: str) -> None:
     """
     from kdpipe.targets.errors import UsageError
 
-    if not path.is_dir():
+    if not (is_there(path, where) and path.is_dir()):
         raise UsageError(f"no such directory: {path}", where=where, remedy=remedy)
+
+
+def is_there(path: Path, where: str) -> bool:
+    """Return whether a path that the command line names leads to something.
+
+    Raises:
+        UsageError: nobody can tell: its name is too long, or it lies in a folder that may not be read.
+    """
+    from kdpipe.targets.errors import UsageError
+
+    try:
+        return path.exists()
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}", where=where, remedy="Give another path") from None
 
 
 if __name__ == "__main__":

@@ -28,11 +28,15 @@ def split_directory(name: str, store: Store, stages: StageRegistry = STAGES) -> 
         ArtifactError: the source failed.
     """
     directory = Path(name)
-    if (directory / "split.json").is_file():
+    try:
+        is_directory, is_split = directory.is_dir(), (directory / "split.json").is_file()
+    except OSError as error:  # a name too long, a folder that may not be read
+        raise UsageError(f"{name}: {error.strerror or error}", where="--data", remedy="Give another path") from None
+    if is_split:
         return directory
     source, _, split = name.partition(".")
     if source not in stages.sources:
-        if directory.is_dir():
+        if is_directory:
             raise UsageError("no split here: split.json is missing", where=name)
         raise UsageError(f"no data {name!r}", where="--data", remedy=did_you_mean(source, stages.sources))
     stage = stages.source(source)

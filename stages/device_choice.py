@@ -76,7 +76,7 @@ def choose_device(
         UsageError: the board is unknown or has another core, or a clock is given that nothing is estimated by.
     """
     if board is None:
-        device = device or DEFAULT_DEVICE
+        device = DEFAULT_DEVICE if device is None else device
         if boards is not None:
             raise UsageError("a file of boards is given, but no board", remedy="Name one of them with --board")
         return DeviceChoice(device, clock=_clock(device, clock_mhz, wait_state_factor))

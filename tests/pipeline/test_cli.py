@@ -18,6 +18,8 @@ from kdpipe.pipeline.store import Store
 from kdpipe.targets.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
+LONG = "w" * 300
+"""A name that no disk can hold."""
 
 
 @dataclass
@@ -123,6 +125,11 @@ def test_each_command_has_help(kdpipe: Any, tmp_path: Path, command: str) -> Non
         (["validate", ".", "--data", "digit"], "no data 'digit'. Did you mean digits?"),
         (["validate", ".", "--data", "digits.tset"], "'digits' has no split 'tset'. Did you mean test?"),
         (["validate", ".", "--data", "."], "no split here"),
+        (["validate", LONG, "--data", "digits"], "ARTIFACT: wwww"),
+        (["export", "c", LONG, "-o", "out"], "MODEL: wwww"),
+        (["validate", ".", "--data", LONG], "--data: wwww"),
+        (["validate", ".", "--data", "digits", "--device", "", "--clock-mhz", "80"], "unknown device ''"),
+        (["validate", ".", "--data", "digits", "--device", "nope", "--clock-mhz", "80"], "unknown device 'nope'"),
         (["ls", "networks"], "networks"),
         (["report", "nowhere"], "DIR: no such directory: nowhere"),
         (["report", "pipeline.yaml"], "DIR: no such directory: pipeline.yaml"),
